@@ -1,0 +1,34 @@
+"""What a user's mistake looks like: one line that says where, what was expected, and what to do (no torch)."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in the input, not in the code: shown as one line, exit code 2, never a traceback."""
+
+
+class Unsupported(Exception):
+    """A cell that cannot be measured and says why: it becomes a row with status `skipped`."""
+
+
+class Failed(Exception):
+    """A cell whose measurement went wrong in a foreseen way: it becomes a row with status `failed`."""
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The error for a name that is not one of the allowed ones, with the nearest spelling first.
+
+    >>> print(unknown("probe", "orbt", ["orbit", "spectrum"]))
+    unknown probe 'orbt': did you mean 'orbit'? Allowed: orbit, spectrum
+    """
+    names = sorted(allowed)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" did you mean '{near[0]}'?" if near else ""
+    shown = ", ".join(names[:30]) + (f", ... ({len(names)} in all)" if len(names) > 30 else "")
+    return UserError(f"unknown {what} '{name}':{hint} Allowed: {shown or '(none)'}")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception of another library, folded to one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,18 @@
+"""Transformation groups on images; a family a file, each named once in GROUPS."""
+
+from eqbench.groups import lattice
+from eqbench.groups.base import FiniteGroup
+from eqbench.errors import unknown
+
+GROUPS: dict[str, FiniteGroup] = {**lattice.GROUPS}
+
+
+def get(name: str) -> FiniteGroup:
+    """The group called `name`.
+
+    Raises:
+        UserError: no group has this name.
+    """
+    if name not in GROUPS:
+        raise unknown("group", name, GROUPS)
+    return GROUPS[name]

