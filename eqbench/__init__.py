@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
-__version__ = "0"
+__version__ = version("eqbench")
 __all__ = ["__version__", "probe"]
 
 

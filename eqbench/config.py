@@ -125,7 +125,11 @@ def _check_keys(target: Any, raw: Any, where: str) -> None:
     names = [field.name for field in fields(target)]
     for key, value in raw.items():
         if key not in names:
-            raise unknown("key", str(key), names) if not where else UserError(f"{where}: {unknown('key', str(key), names)}")
+            raise (
+                unknown("key", str(key), names)
+                if not where
+                else UserError(f"{where}: {unknown('key', str(key), names)}")
+            )
         nested = get_args(hints[key])[1:]  # dict[str, Block] -> (Block,)
         if nested and is_dataclass(nested[0]):
             if not isinstance(value, dict):
@@ -261,7 +265,9 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
         where = f"conf/suite/{name}.yaml: blocks.{block_name}"
         for cell in _block_cells(plan, block, where):
             if plan.cells.setdefault(cell, block.data) != block.data:
-                raise UserError(f"{where}: {cell} is also measured on data '{plan.cells[cell]}': one cell, one data set")
+                raise UserError(
+                    f"{where}: {cell} is also measured on data '{plan.cells[cell]}': one cell, one data set"
+                )
     used = _used(plan, suite)
     for kind, option, text in parsed:
         if (kind, option) not in used:

@@ -75,9 +75,7 @@ class Model:
         _require(self.batch >= 1, "batch", "at least 1", self.batch)
         _require(self.image_size is None or self.image_size >= 8, "image_size", "at least 8 px", self.image_size)
         if self.sha256 is not None:
-            _require(
-                bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), "sha256", "64 lower-case hex digits", self.sha256
-            )
+            _require(bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), "sha256", "64 lower-case hex digits", self.sha256)
 
 
 @dataclass
@@ -185,7 +183,9 @@ class Spectrum:
         _require(self.images >= 2, "images", "at least 2", self.images)
         _require(self.top >= 1, "top", "at least 1", self.top)
         _require(0 < self.tolerance < 1, "tolerance", "in (0, 1)", self.tolerance)
-        _require(self.max_products >= self.top + 2, "max_products", f"at least top + 2 = {self.top + 2}", self.max_products)
+        _require(
+            self.max_products >= self.top + 2, "max_products", f"at least top + 2 = {self.top + 2}", self.max_products
+        )
         _require(self.trace_products >= 3, "trace_products", "at least 3", self.trace_products)
         _require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
 

@@ -1,8 +1,8 @@
 """Transformation groups on images; a family a file, each named once in GROUPS."""
 
+from eqbench.errors import unknown
 from eqbench.groups import lattice
 from eqbench.groups.base import FiniteGroup
-from eqbench.errors import unknown
 
 GROUPS: dict[str, FiniteGroup] = {**lattice.GROUPS}
 

@@ -33,7 +33,7 @@ class FiniteGroup(ABC):
 
     @abstractmethod
     def act(self, x: "Tensor", g: Any) -> "Tensor":
-        """g x for images (..., H, W) with values in [0, 1], before normalisation.
+        """G x for images (..., H, W) with values in [0, 1], before normalisation.
 
         Raises:
             UserError: the group does not act on images of this shape.

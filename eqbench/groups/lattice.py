@@ -35,7 +35,7 @@ D4 = tuple(Element(k, m) for m in (False, True) for k in range(4))
 
 
 def _shifted(g: Element) -> Element:
-    """g about the centre of a window moved by a quarter period: S g S^-1 with S the quarter shift.
+    """G about the centre of a window moved by a quarter period: S g S^-1 with S the quarter shift.
 
     S g S^-1 = (shift by s - g s) g, and s - g s is 0 or half a period on each axis, since s = (1/4, 1/4).
     """
