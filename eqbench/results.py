@@ -22,6 +22,8 @@ COLUMNS += ["value", "lo", "hi", "n", "floor", "null", "unit", "higher_is_better
 
 
 class Status(StrEnum):
+    """How a cell ended."""
+
     ok = "ok"
     skipped = "skipped"  # cannot be measured here, and says why
     failed = "failed"  # went wrong in a foreseen way, and says how
@@ -112,6 +114,7 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def write(result: Result, path: Path) -> None:
+    """Write one result file."""
     write_json(path, asdict(result))
 
 
@@ -128,7 +131,7 @@ def read(path: Path) -> Result:
         known = {f.name for f in fields(Result)}
         result = Result(**{key: value for key, value in tree.items() if key in known})
         result.status = Status(result.status)
-        result.metrics = {name: Measure(**measure) for name, measure in result.metrics.items()}
+        result.metrics = {name: Measure(**measure) for name, measure in tree["metrics"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a readable result ({error}): delete it, and it is computed again") from None
     return result

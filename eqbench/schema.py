@@ -17,6 +17,8 @@ STATE = re.compile(r"init|final|epoch-(\d{3,})")
 
 
 class Source(StrEnum):
+    """Where a model's weights come from."""
+
     train = "train"  # trained here, from scratch
     hub = "hub"  # any timm pretrained tag, or hf-hub:org/name
     file = "file"  # a local .safetensors or .pth state dict
@@ -25,6 +27,8 @@ class Source(StrEnum):
 
 
 class DataKind(StrEnum):
+    """What kind of image set."""
+
     photos = "photos"
     digits = "digits"
     folder = "folder"
@@ -32,12 +36,16 @@ class DataKind(StrEnum):
 
 
 class Pack(StrEnum):
+    """How much of a suite one job runs."""
+
     cell = "cell"
     group = "group"
     run = "run"
 
 
 class Split(StrEnum):
+    """Which images of a data set."""
+
     train = "train"
     test = "test"
 

@@ -1,0 +1,1 @@
+"""Measurement procedures: a probe a file; the contract is in base."""
