@@ -178,7 +178,7 @@ class Plan:
 
     name: str
     pack: schema.Pack
-    cells: dict[Cell, str]  # cell -> id of its data
+    cells: dict[Cell, tuple[str, int | None]]  # cell -> id of its data, and how many images if the suite says so
     overrides: tuple[tuple[str, str, str], ...]
 
     def option(self, kind: str, name: str) -> Any:
@@ -189,11 +189,12 @@ class Plan:
 
     def config(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's numbers, weights and images apart: shared sub-dictionaries, not copies."""
+        data, images = self.cells[cell]
         return {
-            "data": self.plain("data", self.cells[cell]) | {"id": self.cells[cell]},
-            "group": self.plain("group", cell.group) if cell.group != UNGROUPED else None,
+            "data": self.plain("data", data) | {"id": data},
+            "group": self.plain("group", cell.group) if cell.group != UNGROUPED else {},
             "model": self.plain("model", cell.model),
-            "probe": self.plain("probe", cell.probe),
+            "probe": self.plain("probe", cell.probe) | ({"images": images} if images else {}),
         }
 
     def weights(self, model: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Orbit:
     images: int = 256
     split: Split = Split.test
     resamples: int = 2000  # of the paired bootstrap over images
-    floor_images: int = 16  # images on which the symmetrised twin is measured
+    floor_images: int = 8  # images on which the symmetrised twin is measured
     reach: tuple[int, int] = (8, 32)  # the aligned size is searched from native - reach[0] to native + reach[1] px
 
     def __post_init__(self) -> None:
@@ -211,9 +211,11 @@ class Block:
     probes: list[str] = MISSING
     seeds: int = 1  # s0, s1, ...; weights that are not trained here have one `final` (s0) and `seeds` times `init`
     states: list[str] = field(default_factory=lambda: ["init", "final"])
+    images: int | None = None  # images a probe uses; None: the probe's own number
 
     def __post_init__(self) -> None:
         _require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        _require(self.images is None or self.images >= 8, "images", "at least 8", self.images)
         for state in self.states:
             _require(bool(STATE.fullmatch(state)), "states", "init, final or epoch-NNN", state)
         for key in ("models", "groups", "probes", "states"):

@@ -4,6 +4,8 @@ from eqbench.errors import unknown
 from eqbench.groups import lattice
 from eqbench.groups.base import FiniteGroup
 
+__all__ = ["GROUPS", "FiniteGroup", "get"]
+
 GROUPS: dict[str, FiniteGroup] = {**lattice.GROUPS}
 
 

@@ -1,0 +1,155 @@
+"""What a probe measures: a network and images, with every logit computed once."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqbench.errors import Failed, Unsupported, UserError
+from eqbench.groups import FiniteGroup
+from eqbench.groups.twin import aligned_size
+
+Batches = Callable[[int], Iterable[Tensor]]
+
+
+@dataclass
+class Subject:
+    """A network in evaluation mode and the images it is probed on.
+
+    Attributes:
+        network: maps images (B, 3, n, n) in [0, 1] to logits (B, classes).
+        size: the network's native input size, pixels.
+        batches: the images at a given size, in a fixed order, as batches in [0, 1].
+        n: how many images there are. labels: (n,) class indices, or None.
+    """
+
+    network: nn.Module
+    size: int
+    batches: Batches
+    n: int
+    labels: Tensor | None = None
+    forwards: int = 0
+    _logits: dict[tuple[int, Any], Tensor] = field(default_factory=dict)
+    _aligned: dict[tuple[str, tuple[int, int]], tuple[int, float]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    def logits(self, size: int, group: FiniteGroup, elements: Sequence[Any]) -> list[Tensor]:
+        """f(gx) for each g of `elements`: float64 (n, classes) each, on the CPU.
+
+        One pass over the images serves all elements not seen yet; they are kept, so that groups that share elements
+        share their forwards. Memory: 4 bytes x n x classes an element.
+        """
+        missing = [g for g in dict.fromkeys(elements) if (size, g) not in self._logits]
+        if missing:
+            rows = forward_orbit(self.network, self.batches(size), self.device, group, missing)
+            self.forwards += self.n * len(missing)
+            self._logits.update({(size, g): torch.cat(rows[g]) for g in missing})
+        return [self._logits[size, g].double() for g in elements]
+
+    def aligned(self, group: FiniteGroup, reach: tuple[int, int]) -> tuple[int, float]:
+        """`twin.aligned_size` of this network, searched once a group."""
+        key = (group.name, reach)
+        if key not in self._aligned:
+            self._aligned[key] = aligned_size(self.network, group, self.size, reach)
+        return self._aligned[key]
+
+
+@torch.no_grad()
+def forward_orbit(
+    network: nn.Module, batches: Iterable[Tensor], device: torch.device, group: FiniteGroup, elements: Sequence[Any]
+) -> dict[Any, list[Tensor]]:
+    """f(gx), batch by batch: element -> list of float32 (B, classes) on the CPU.
+
+    Raises:
+        Unsupported: the output is not one vector of logits an image.
+        Failed: a logit is not finite.
+    """
+    rows: dict[Any, list[Tensor]] = {g: [] for g in elements}
+    for x in batches:
+        x = x.to(device)
+        for g in elements:
+            y = network(group.act(x, g))
+            if not isinstance(y, Tensor) or y.ndim != 2:
+                shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+                raise Unsupported(f"the output for images {tuple(x.shape)} is {shape}: expected logits (B, classes)")
+            if not y.isfinite().all():
+                bad = int((~y.isfinite().all(1)).sum())
+                raise Failed(f"logits of {bad} of {len(y)} images of a batch are not finite")
+            rows[g].append(y.float().cpu())
+    return rows
+
+
+def ieee() -> None:
+    """Probes compute in IEEE float32: no TF32 in matrix products or convolutions."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
+class Normalised(nn.Module):
+    """A network on images in [0, 1]: f((x - mean) / std)."""
+
+    def __init__(self, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module((x - self.mean) / self.std)
+
+
+def tensor_subject(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    batch: int = 32,
+) -> Subject:
+    """A subject from plain tensors, for use without files.
+
+    Args:
+        module: maps (B, 3, H, W) to logits (B, classes); normalises its input itself unless `mean` and `std` are given.
+        images: (n, 3, H, H) in [0, 1]; other sizes are resampled from them (bicubic, anti-aliased).
+        labels: (n,) class indices, or None.
+
+    Raises:
+        UserError: a shape, a range or a dtype is not as said.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise UserError(f"images: expected (n, 3, H, H), got {tuple(images.shape)}")
+    if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
+        raise UserError(f"images: expected values in [0, 1], got {images.dtype} in [{images.min()}, {images.max()}]")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise UserError(f"labels: expected ({len(images)},), one a image, got {tuple(labels.shape)}")
+    if (mean is None) != (std is None):
+        raise UserError("mean and std: give both (normalisation outside the module) or neither (inside)")
+    network = module if mean is None or std is None else Normalised(module, mean, std)
+    network = network.eval()
+    native = images.shape[-1]
+
+    def batches(size: int) -> Iterator[Tensor]:
+        for x in images.split(batch):
+            if size == native:
+                yield x
+            else:
+                yield nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+    return Subject(network, native, batches, len(images), labels)
+
+
+def mean_entropy(log_p: Tensor) -> Tensor:
+    """H(p) in nats along the last axis, from log-probabilities."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def log_mean_exp(log_p: Tensor) -> Tensor:
+    """Log mean_g p_g over the first axis, from log-probabilities."""
+    return log_p.logsumexp(0) - math.log(len(log_p))
