@@ -5,7 +5,7 @@ Images stay uint8 RGB until `batches` or `tensors` makes them float32 in [0, 1];
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -210,22 +210,33 @@ def pixels(image: Any, size: int, interpolation: str = "bilinear", crop_pct: flo
     return np.ascontiguousarray(cut.transpose(2, 0, 1))
 
 
+def gather(
+    dataset: Dataset, rows: Sequence[int], size: int, interpolation: str = "bilinear", crop_pct: float = 1.0
+) -> "Tensor":
+    """The images at `rows` as uint8 (len(rows), 3, size, size), decoded by as many threads as torch uses.
+
+    Arguments as in `pixels`.
+    """
+    import torch
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        arrays = pool.map(lambda i: pixels(dataset.images[i], size, interpolation, crop_pct), rows)
+        return torch.from_numpy(np.stack(list(arrays)))
+
+
 def batches(
     dataset: Dataset, size: int, batch: int, interpolation: str = "bilinear", crop_pct: float = 1.0
 ) -> "Iterator[tuple[Tensor, Tensor | None]]":
     """The images in order, `batch` at a time: (float32 (b, 3, size, size) in [0, 1], int64 labels (b,) or None).
 
-    Arguments as in `pixels`. Images are decoded by as many threads as torch uses.
+    Arguments as in `pixels`.
     """
     import torch
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for start in range(0, len(dataset), batch):
-            rows = range(start, min(start + batch, len(dataset)))
-            arrays = pool.map(lambda i: pixels(dataset.images[i], size, interpolation, crop_pct), rows)
-            x = torch.from_numpy(np.stack(list(arrays))).float() / 255
-            labels = None if dataset.labels is None else torch.from_numpy(dataset.labels[rows.start : rows.stop])
-            yield x, labels
+    for start in range(0, len(dataset), batch):
+        rows = range(start, min(start + batch, len(dataset)))
+        x = gather(dataset, rows, size, interpolation, crop_pct).float() / 255
+        yield x, None if dataset.labels is None else torch.from_numpy(dataset.labels[rows.start : rows.stop])
 
 
 def tensors(
