@@ -73,7 +73,7 @@ def create(conf: schema.Model, num_classes: int | None = None, **options: Any) -
 def check_name(name: str) -> None:
     """Refuse a timm name that is in no registry, with the nearest spelling; `hf-hub:`, `local-dir:` names pass.
 
-    >>> check_name("test_resne")
+    >>> check_name("test_resne")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
     eqbench.errors.UserError: unknown timm architecture 'test_resne': did you mean 'test_resnet'? Allowed: ...
@@ -81,7 +81,7 @@ def check_name(name: str) -> None:
     if name.partition(":")[1]:
         return
     architecture, tag = split_model_name_tag(name)
-    if architecture not in list_models():
+    if not timm.is_model(architecture):
         raise unknown("timm architecture", architecture, list_models())
     tags = [split_model_name_tag(known)[1] for known in get_arch_pretrained_cfgs(architecture)]
     if tag and tag not in tags:
@@ -120,7 +120,8 @@ class Network(nn.Module):
     ) -> None:
         """What is not given is read from the module's `pretrained_cfg`; a module without one needs a `size`."""
         super().__init__()
-        known = input_facts(module) if hasattr(module, "pretrained_cfg") else PLAIN | {"image_size": size}
+        known: dict[str, Any] = {"image_size": size} | PLAIN
+        known |= input_facts(module) if hasattr(module, "pretrained_cfg") else {}
         if known["image_size"] is None:
             raise ValueError(f"{type(module).__name__} has no pretrained_cfg: pass the size of its images")
         self.module = module
