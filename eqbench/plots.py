@@ -76,9 +76,10 @@ def _tradeoff(board: Board, titles: Titles) -> Figure | None:
                     if not math.isnan(error)
                 ]
                 _crosses(axes, own, suffix, colour)
-        axes.axhspan(-0.22, -0.06, color="#f2f2f2", zorder=0)
-        axes.set(ylim=(-0.22, 1.04), xlim=(0, None))
-        axes.set_yticks([STRIP, 0, 0.25, 0.5, 0.75, 1], ["no labels", "0", "0.25", "0.5", "0.75", "1"])
+        strip = bool(table["accuracy"].isna().any())
+        axes.axhspan(-0.22, -0.06, color="#f2f2f2", zorder=0, visible=strip)
+        axes.set(xlim=(0, None), ylim=(-0.22 if strip else -0.02, 1.04))
+        axes.set_yticks([STRIP] * strip + [0, 0.5, 1], ["no labels"] * strip + ["0", "0.5", "1"])
     figure.supxlabel(f"{RANKED.title} {RANKED.symbol} (lower: more equivariant)", fontsize=9)
     figure.supylabel("Top-1 accuracy", fontsize=9)
     more = [mark("o", "#666666", "trained"), mark("o", "#666666", "untrained", hollow=True)]
@@ -104,7 +105,7 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
         return None
     groups = list(dict.fromkeys(table["group"]))
     rows = sorted(set(zip(table["data"], table["model"], strict=True)))
-    labels = [f"{data}  {model}" for data, model in rows]
+    labels = [f"{data} / {model}" for data, model in rows]
     few = len(rows) <= PRINTED
     left, right, top = 0.25 + 0.068 * max(map(len, labels)), 0.85, 0.45  # inches
     width = min(WIDTH, left + right + max(0.7, 1.3 - 0.1 * len(groups)) * len(groups))
@@ -204,8 +205,9 @@ def _spectrum(board: Board, titles: Titles) -> Figure | None:
                 titles[gid] = [f"{model} on {data}, {seed}, {word}: λ = {value:.4g}" for seed, value in own]
     sizes = [abs(value) for marks in found.values() for *_, value in marks if value]
     axes.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(min(sizes, default=1.0))))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     axes.axvline(0, color="#888888", linewidth=0.8)
-    axes.set_yticks(range(len(found)), [f"{data}  {model}" for data, model in sorted(found)])
+    axes.set_yticks(range(len(found)), [f"{data} / {model}" for data, model in sorted(found)])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
