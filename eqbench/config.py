@@ -197,6 +197,14 @@ class Plan:
             "probe": self.plain("probe", cell.probe) | ({"images": images} if images else {}),
         }
 
+    def data(self, cell: Cell) -> str:
+        """The id of the data set that a cell is measured on."""
+        return self.cells[cell][0]
+
+    def expectation(self, cells: Sequence[Cell]) -> str:
+        """A digest of the resolved configuration of these cells: a job refuses to run under another one."""
+        return digest({str(cell): self.config(cell) for cell in cells})
+
     def weights(self, model: str) -> dict[str, Any]:
         """What decides a model's weights: its configuration and, if it is trained here, the recipe and its data."""
         conf = self.option("model", model)
@@ -205,6 +213,10 @@ class Plan:
             recipe = self.option("train", conf.train)
             tree |= {"train": self.plain("train", conf.train), "data": self.plain("data", recipe.data)}
         return tree
+
+    def stamps(self, cells: Sequence[Cell]) -> dict[str, str]:
+        """`stamps` of the data of these cells."""
+        return stamps({name: self.plain("data", name) for name in {self.data(cell) for cell in cells}})
 
     def trained(self, model: str) -> bool:
         return self.option("model", model).source is schema.Source.train
@@ -222,30 +234,35 @@ class Plan:
         return {key: sorted(cells) for key, cells in sorted(parts.items())}
 
     @cached_property
-    def runs(self) -> list[tuple[str, str]]:
-        """The (model, seed) pairs whose weights are needed, sorted."""
-        return sorted({(cell.model, cell.seed) for cell in self.cells})
+    def models(self) -> list[str]:
+        """The models of the cells, sorted."""
+        return sorted({cell.model for cell in self.cells})
 
 
-def stamp(conf: dict[str, Any]) -> list[list[Any]]:
-    """[path, bytes, mtime] of each local file or folder that a resolved option reads: it changes when they may have.
+def stamps(tree: Any) -> dict[str, str]:
+    """Path -> digest of the names, sizes and times of each local file or folder that resolved options read.
+
+    It changes when the files may have; whether they really did, their sha256 tells.
 
     Raises:
         UserError: one of them does not exist.
     """
-    paths = []
-    if conf.get("kind") == "folder":
-        paths = [conf["train"], conf["test"]]
-    elif conf.get("source") in ("file", "folder"):
-        paths = [conf["path"]]
-    stamps = []
-    for path in filter(None, paths):
-        if not Path(path).exists():
-            raise UserError(f"{path}: no such file or folder (working folder: {Path.cwd()})")
-        files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if Path(path).is_dir() else [Path(path)]
-        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        stamps.append([path, sum(s[1] for s in stats), digest(stats)])
-    return stamps
+    paths: list[str | None] = []
+    for conf in tree.values():
+        if conf.get("kind") == "folder":
+            paths += [conf["train"], conf["test"]]
+        elif conf.get("source") in ("file", "folder"):
+            paths.append(conf["path"])
+    return {path: _stamp(path) for path in sorted(filter(None, paths))}
+
+
+@cache
+def _stamp(path: str) -> str:
+    root = Path(path)
+    if not root.exists():
+        raise UserError(f"{path}: no such file or folder (working folder: {Path.cwd()})")
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    return digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
 
 
 def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
@@ -265,10 +282,9 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
     for block_name, block in suite.blocks.items():
         where = f"conf/suite/{name}.yaml: blocks.{block_name}"
         for cell in _block_cells(plan, block, where):
-            if plan.cells.setdefault(cell, block.data) != block.data:
-                raise UserError(
-                    f"{where}: {cell} is also measured on data '{plan.cells[cell]}': one cell, one data set"
-                )
+            images = (block.data, block.images)
+            if plan.cells.setdefault(cell, images) != images:
+                raise UserError(f"{where}: {cell} is also in another block, with other images: name it in one of them")
     used = _used(plan, suite)
     for kind, option, text in parsed:
         if (kind, option) not in used:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from eqbench.errors import UserError
+from eqbench.errors import UserError, unknown
+from eqbench.groups import GROUPS
 
 STATE = re.compile(r"init|final|epoch-(\d{3,})")
 
@@ -152,6 +153,12 @@ class Group:
 
     action: str = MISSING  # a name in eqbench.groups.GROUPS
     placebo: str | None = None  # likewise: same lattice class, nothing that training had reason to learn
+
+    def __post_init__(self) -> None:
+        for key in ("action", "placebo"):
+            name = getattr(self, key)
+            if name is not None and name not in GROUPS:
+                raise UserError(f"{key}: {unknown('group action', name, GROUPS)}")
 
 
 @dataclass

@@ -4,9 +4,10 @@ from eqbench.errors import unknown
 from eqbench.groups import lattice
 from eqbench.groups.base import FiniteGroup
 
-__all__ = ["GROUPS", "FiniteGroup", "get"]
+__all__ = ["GROUPS", "PLACEBOS", "FiniteGroup", "get"]
 
 GROUPS: dict[str, FiniteGroup] = {**lattice.GROUPS}
+PLACEBOS: dict[str, str] = {**lattice.PLACEBOS}
 
 
 def get(name: str) -> FiniteGroup:

@@ -96,3 +96,7 @@ GROUPS: dict[str, FiniteGroup] = {
         LatticeGroup("d4_shifted", [_shifted(g) for g in D4], [_shifted(TURN), _shifted(HFLIP)]),
     )
 }
+
+# For each group the one of the same lattice class that training had no more reason to learn; d4 is the whole class, so
+# its placebo is D4 about another centre, which cuts the image at a seam: read it as an upper bound of the gap.
+PLACEBOS = {"hflip": "vflip", "vflip": "transpose", "transpose": "vflip", "c4": "d2_diagonal", "d4": "d4_shifted"}

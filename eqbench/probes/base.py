@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from eqbench.errors import Failed, Unsupported, UserError
 from eqbench.groups import FiniteGroup
 from eqbench.groups.twin import aligned_size
+from eqbench.models import Network
 
 Batches = Callable[[int], Iterable[Tensor]]
 
@@ -91,19 +92,6 @@ def ieee() -> None:
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
-class Normalised(nn.Module):
-    """A network on images in [0, 1]: f((x - mean) / std)."""
-
-    def __init__(self, module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.module = module
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module((x - self.mean) / self.std)
-
-
 def tensor_subject(
     module: nn.Module,
     images: Tensor,
@@ -131,9 +119,8 @@ def tensor_subject(
         raise UserError(f"labels: expected ({len(images)},), one a image, got {tuple(labels.shape)}")
     if (mean is None) != (std is None):
         raise UserError("mean and std: give both (normalisation outside the module) or neither (inside)")
-    network = module if mean is None or std is None else Normalised(module, mean, std)
-    network = network.eval()
     native = images.shape[-1]
+    network = module.eval() if mean is None else Network(module, mean=mean, std=std, size=native)
 
     def batches(size: int) -> Iterator[Tensor]:
         for x in images.split(batch):

@@ -1,0 +1,186 @@
+"""eqbench: from conf/ to reports/<suite>/index.html.
+
+data/weights/<model>/<seed>/<state>/                            weights, as timm local-dir: folders; one card.json a seed
+data/cells/<suite>/<model>/<seed>/<state>/<group>/<probe>.json  one result a cell
+data/parts/<suite>/<model>/<seed>/<state>/<part>.json           which cells a job has brought up to date
+reports/<suite>/                                                results.csv, leaderboard.csv, figures/, index.html
+
+    snakemake --cores all
+    snakemake --cores all --config suite=<id> 'overrides=[probe.orbit.images=32]'
+"""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+from eqbench import config as eqconf
+from eqbench.errors import UserError
+
+min_version("9.19")
+# Jobs run the python that runs Snakemake, activated or not.
+os.environ["PATH"] = os.pathsep.join(
+    [str(Path(sys.executable).parent), os.environ["PATH"]]
+)
+FIGURES = ["tradeoff", "heatmap", "emergence", "spectrum"]
+
+
+try:
+    OVERRIDES = config.get("overrides", [])
+    OVERRIDES = (
+        [OVERRIDES] if isinstance(OVERRIDES, str) else [str(text) for text in OVERRIDES]
+    )
+    PLAN = eqconf.load_suite(config.get("suite"), OVERRIDES)
+    STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
+except UserError as error:
+    print(f"eqbench: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+ARGS = " ".join(
+    map(shlex.quote, OVERRIDES)
+)  # a global, not a param: only resolved values decide what reruns
+REPORT = f"reports/{PLAN.name}"
+
+
+def one_of(names):
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
+
+def weights_params(wildcards):
+    return PLAN.weights(wildcards.model) | {"stamps": STAMPS[wildcards.model]}
+
+
+def part_cells(wildcards):
+    return PLAN.parts[wildcards.model, wildcards.seed, wildcards.state, wildcards.part]
+
+
+def cell_params(wildcards):
+    return {str(cell): PLAN.config(cell) for cell in part_cells(wildcards)}
+
+
+localrules:
+    all,
+    fetch,
+    collect,
+    plot,
+    report,
+
+
+wildcard_constraints:
+    model=one_of(PLAN.models),
+    seed=r"s\d+",
+    state=r"init|final|epoch-\d+",
+
+
+report: "eqbench/templates/workflow.rst"
+
+
+rule all:
+    input:
+        f"{REPORT}/index.html",
+
+
+rule fetch:
+    output:
+        "data/weights/{model}/{seed}/card.json",
+    log:
+        "data/logs/fetch/{model}/{seed}.log",
+    wildcard_constraints:
+        model=one_of(model for model in PLAN.models if not PLAN.trained(model)),
+    conda:
+        "environment.yml"
+    params:
+        weights=weights_params,
+    shell:
+        "python -m eqbench fetch model={wildcards.model} seed={wildcards.seed} {ARGS}"
+        " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule train:
+    output:
+        "data/weights/{model}/{seed}/card.json",
+    log:
+        "data/logs/train/{model}/{seed}.log",
+    benchmark:
+        "data/benchmarks/train/{model}/{seed}.jsonl"
+    wildcard_constraints:
+        model=one_of(model for model in PLAN.models if PLAN.trained(model)),
+    conda:
+        "environment.yml"
+    params:
+        weights=weights_params,
+    shell:
+        "python -m eqbench train model={wildcards.model} seed={wildcards.seed} {ARGS}"
+        " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule probe:
+    input:
+        "data/weights/{model}/{seed}/card.json",
+    output:
+        f"data/parts/{PLAN.name}/{{model}}/{{seed}}/{{state}}/{{part}}.json",
+    log:
+        f"data/logs/probe/{PLAN.name}/{{model}}/{{seed}}/{{state}}/{{part}}.log",
+    benchmark:
+        f"data/benchmarks/probe/{PLAN.name}/{{model}}/{{seed}}/{{state}}/{{part}}.jsonl"
+    conda:
+        "environment.yml"
+    params:
+        cells=cell_params,
+        stamps=lambda wildcards: PLAN.stamps(part_cells(wildcards)),
+        expect=lambda wildcards: PLAN.expectation(part_cells(wildcards)),
+    shell:
+        "python -m eqbench probe suite={PLAN.name} model={wildcards.model} seed={wildcards.seed}"
+        " state={wildcards.state} part={wildcards.part} expect={params.expect} {ARGS}"
+        " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule collect:
+    input:
+        [f"data/parts/{PLAN.name}/{'/'.join(part)}.json" for part in PLAN.parts],
+    output:
+        f"{REPORT}/results.csv",
+        report(
+            f"{REPORT}/leaderboard.csv",
+            caption="eqbench/templates/leaderboard.rst",
+            category="Leaderboard",
+        ),
+    log:
+        f"data/logs/collect/{PLAN.name}.log",
+    conda:
+        "environment.yml"
+    shell:
+        "python -m eqbench collect suite={PLAN.name} {ARGS} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule plot:
+    input:
+        rules.collect.output,
+    output:
+        report(
+            expand(f"{REPORT}/figures/{{figure}}.svg", figure=FIGURES),
+            caption="eqbench/templates/figure.rst",
+            category="Figures",
+        ),
+    log:
+        f"data/logs/plot/{PLAN.name}.log",
+    conda:
+        "environment.yml"
+    shell:
+        "python -m eqbench plot suite={PLAN.name} {ARGS} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule report:
+    input:
+        rules.plot.output,
+    output:
+        f"{REPORT}/index.html",
+    log:
+        f"data/logs/report/{PLAN.name}.log",
+    conda:
+        "environment.yml"
+    shell:
+        "python -m eqbench report suite={PLAN.name} {ARGS} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"

@@ -1,0 +1,7 @@
+"""python -m eqbench."""
+
+import sys
+
+from eqbench.cli import main
+
+sys.exit(main())

