@@ -87,7 +87,9 @@ def legend(
     entries = {label: mark(marker, colour, label, line=line) for colour, marker, label in
                (colours[model] for model in sorted(set(shown)))}  # fmt: skip
     handles = [*entries.values(), *more]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 5), fontsize=8, handletextpad=0.4)
+    sizes = [len(str(handle.get_label())) + 6 for handle in handles]
+    columns = len(handles) if sum(sizes) <= 140 else max(1, 140 // max(sizes))
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, fontsize=8, handletextpad=0.4)
 
 
 def words(text: str) -> Figure:

@@ -14,6 +14,7 @@
 Seeds: a value is the mean over seeds, and its interval their conservative envelope [min lo, max hi].
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -90,11 +91,14 @@ class Board(Cells):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row a (model, data, group), ordered by data, group and rank (columns: `COLUMNS`)."""
+        """A row a (model, data, group), ordered by data (the set with most rows first), group and rank (columns: `COLUMNS`)."""
         rows = [_row(self, *key, cells) for key, cells in _rows(self.plan).items()]
         _rank(rows)
+        sizes = Counter(row["data"] for row in rows)
         place = {key: i for i, key in enumerate(dict.fromkeys((row["data"], row["group"]) for row in rows))}
-        rows.sort(key=lambda r: (place[r["data"], r["group"]], r["rank"] or len(rows) + 1, r["model"]))
+        rows.sort(
+            key=lambda r: (-sizes[r["data"]], place[r["data"], r["group"]], r["rank"] or len(rows) + 1, r["model"])
+        )
         frame = pd.DataFrame(rows, columns=COLUMNS)
         text = TEXT + [name for name in FACTS if name not in ("parameters", "image_size", "seconds", "dirty")]
         types = dict.fromkeys(COLUMNS, "float64") | dict.fromkeys(text, "str") | dict.fromkeys(COUNTS, "Int64")

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from eqbench.cells import MISSING, STALE
 from eqbench.leaderboard import RANKED, Board
@@ -22,7 +23,7 @@ from eqbench.results import Status, write_text
 FILES = ("index.html",)
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
 ARROWS = {True: "↑", False: "↓", None: ""}
-SENSES = {True: "higher is better", False: "lower is better", None: "descriptor, neither end is better"}
+SENSES = {True: "higher is better", False: "lower is better", None: "descriptor"}
 CARD = ("family", "architecture", "parameters", "image_size", "source", "licence", "augment", "dtype")
 VERSIONS = ("eqbench", "git", "dirty", "torch", "timm_version", "python")
 
@@ -37,8 +38,9 @@ class Column:
     sense: str
     arrow: str
     shown: bool
+    tip: str
+    unit: str = ""
     legend: tuple[str, ...] = ()
-    tip: str = ""
 
 
 def report(board: Board, out_dir: Path) -> Path:
@@ -50,6 +52,7 @@ def report(board: Board, out_dir: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["math"] = _math
     source = {name: _source(templates, f"report.{name}") for name in ("css", "js")}
     script = base64.b64encode(hashlib.sha256(source["js"].encode()).digest()).decode()
     columns = list(_columns(board))
@@ -108,19 +111,23 @@ def _columns(board: Board) -> Iterator[Column]:
     for metric in sorted(found, key=lambda metric: not metric.headline):
         better = metric.higher_is_better
         legend = [word for word in ("floor", "null") if getattr(metric, word)] + ["untrained"]
-        yield Column(metric.name, metric.symbol, metric.title, SENSES[better], ARROWS[better], metric.headline,
-                     tuple(legend), f"{metric.definition} {metric.formula}")  # fmt: skip
+        tip = f"{metric.definition} {metric.formula}"
+        yield Column(metric.name, metric.symbol, metric.title, SENSES[better], ARROWS[better], metric.headline, tip,
+                     metric.unit, tuple(legend))  # fmt: skip
         if metric is RANKED:
             tip = f"{metric.symbol} trained minus {metric.symbol} untrained: what training changed."
-            better = metric.higher_is_better
-            sense = {True: "positive is better", False: "negative is better"}.get(bool(better), "")
-            yield Column(
-                f"{metric.name}_emergence", f"Δ{metric.symbol}", "Emergence", sense, ARROWS[better], True, (), tip
-            )
-    yield Column("parameters", "params", "Parameters", SENSES[None], "", False, (), "Number of weights.")
+            sense = f"{'positive' if better else 'negative'} is better"
+            yield Column(f"{metric.name}_emergence", f"Δ{metric.symbol}", "Emergence", sense, ARROWS[better], True, tip)
+    yield Column("parameters", "params", "Parameters", SENSES[None], "", False, "Number of weights.")
     yield Column(
-        "seconds", "s", "Seconds", SENSES[None], "", False, (), "Time that the row's finished cells took together."
+        "seconds", "s", "Seconds", SENSES[None], "", False, "Time that the row's finished cells took together."
     )
+
+
+def _math(text: str) -> Markup:
+    """Plain Unicode with its sub- and superscripts set: `S_placebo`, `mean_{x, g}`, `[ … ]^½`."""
+    lowered = re.sub(r"_(?:\{([^}]*)\}|(\w+))", lambda m: f"<sub>{m[1] or m[2]}</sub>", str(escape(text)))
+    return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", lowered))
 
 
 def _row(row: dict[str, Any], columns: list[Column]) -> dict[str, Any]:

@@ -1,0 +1,284 @@
+"""Board arithmetic against numbers worked out by hand, on whole, partial, stale and broken trees."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tests.board import fail, fill
+
+from eqbench import leaderboard, results
+from eqbench.cells import STATUSES
+from eqbench.config import load_suite
+from eqbench.leaderboard import COLUMNS, load, pool, ranks
+from eqbench.metrics import METRICS
+from eqbench.results import Measure, Status
+
+RANKED = "lattice_error_aligned"
+
+
+def row(board, model, group, data="digits"):
+    table = board.table
+    (found,) = table[(table.model == model) & (table.group == group) & (table.data == data)].to_dict("records")
+    return found
+
+
+def set_errors(by_model):
+    """A `change` for `fill` that pins the ranked metric of final hflip cells: model -> one (value, lo, hi) a seed."""
+
+    def change(cell, result):
+        if cell.probe == "orbit" and cell.group == "hflip" and cell.model in by_model and cell.state == "final":
+            result.metrics[RANKED] = Measure(*by_model[cell.model][int(cell.seed[1:])], n=200, floor=0.01, null=1.4)
+        return result
+
+    return change
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("intervals", "higher", "expected"),
+    [
+        ([(0.1, 0.2)], False, [(1, 1)]),
+        ([(0.1, 0.2), (0.3, 0.4), (0.5, 0.6)], False, [(1, 1), (2, 2), (3, 3)]),
+        ([(0.1, 0.2), (0.3, 0.4), (0.5, 0.6)], True, [(3, 3), (2, 2), (1, 1)]),
+        ([(0.1, 0.4), (0.1, 0.4)], False, [(1, 2), (1, 2)]),
+        ([(0.1, 0.2), (0.2, 0.3)], False, [(1, 2), (1, 2)]),  # touching intervals do not separate
+        ([(0.1, 0.2), (0.2, 0.3)], True, [(1, 2), (1, 2)]),
+        # a bridge: the middle one overlaps both, the outer two are separated
+        ([(0.1, 0.3), (0.25, 0.5), (0.4, 0.6)], False, [(1, 2), (1, 3), (2, 3)]),
+        ([(0.5, 0.6), (0.1, 0.2), (0.15, 0.25)], False, [(3, 3), (1, 2), (1, 2)]),
+        ([], False, []),
+    ],
+)
+def test_ranks_by_interval_separation(intervals, higher, expected):
+    assert ranks(intervals, higher) == expected
+
+
+def test_seeds_pool_into_mean_and_envelope():
+    pooled = pool([Measure(0.2, 0.15, 0.3, 100, 0.1, 1.0), Measure(0.4, 0.1, 0.5, 90, 0.3, 2.0)])
+    assert (pooled.value, pooled.lo, pooled.hi) == (pytest.approx(0.3), 0.1, 0.5)
+    assert (pooled.n, pooled.floor, pooled.null) == (90, pytest.approx(0.2), pytest.approx(1.5))
+
+
+def test_a_seed_without_interval_or_value_is_not_averaged_away():
+    assert pool([Measure(0.2, 0.1, 0.3), Measure(0.4)]).lo is None
+    broken = pool([Measure(0.2, 0.1, 0.3), Measure(math.nan, reason="diverged")])
+    assert broken.value is None
+    assert broken.reason == "diverged"
+    assert pool([]).reason == "not measured"
+
+
+def test_ranks_ties_and_envelopes_on_a_whole_board(tmp_path):
+    plan = fill(
+        tmp_path,
+        change=set_errors(
+            {
+                "convnext_digits_d4": [(0.1, 0.08, 0.12), (0.14, 0.1, 0.2)],
+                "convnext_digits": [(0.3, 0.25, 0.35), (0.32, 0.3, 0.4)],
+                "resnet_digits": [(0.34, 0.3, 0.38), (0.4, 0.36, 0.45)],  # overlaps convnext_digits
+                "vit_digits": [(0.8, 0.7, 0.9), (0.9, 0.8, 1.0)],
+            }
+        ),
+    )
+    board = load(plan, tmp_path)
+    rows = {model: row(board, model, "hflip") for model in board.facts if "digits" in model}
+    assert {model: (r["rank"], r["rank_worst"], r["ranked"]) for model, r in rows.items()} == {
+        "convnext_digits_d4": (1, 1, 4),
+        "convnext_digits": (2, 3, 4),
+        "resnet_digits": (2, 3, 4),
+        "vit_digits": (4, 4, 4),
+    }
+    found = rows["convnext_digits_d4"]
+    assert (found[RANKED], found[f"{RANKED}_lo"], found[f"{RANKED}_hi"]) == (0.12, 0.08, 0.2)
+    assert (found[f"{RANKED}_floor"], found[f"{RANKED}_null"]) == (0.01, 1.4)
+    assert (found["n_seeds"], found["n_init_seeds"], found["n_images"]) == (2, 2, 256)
+    assert (found["status"], found["done"], found["planned"]) == ("complete", 8, 8)
+    # another data set is another board
+    assert row(board, "efficientnet_lite0", "hflip", "photos")["ranked"] == 1
+
+
+def test_emergence_is_final_minus_the_mean_of_every_init_seed(tmp_path):
+    def change(cell, result):
+        if cell.model == "efficientnet_lite0" and cell.group == "c4":
+            value = {"s0": 1.0, "s1": 1.2, "s2": 1.4}[cell.seed] if cell.state == "init" else 0.5
+            result.metrics[RANKED] = Measure(value, value - 0.1, value + 0.2, n=64)
+        return result
+
+    found = row(load(fill(tmp_path, change=change), tmp_path), "efficientnet_lite0", "c4", "photos")
+    assert (found["n_seeds"], found["n_init_seeds"]) == (1, 3)
+    assert [found[RANKED + end] for end in ("_init", "_init_lo", "_init_hi")] == [1.2, 0.9, 1.6]
+    assert found[f"{RANKED}_emergence"] == -0.7
+
+
+def test_spectrum_is_joined_onto_each_row_of_its_model(tmp_path):
+    plan = fill(tmp_path)
+    board = load(plan, tmp_path)
+    values = {row(board, "vit_digits", group)["lambda_max"] for group in ("hflip", "vflip", "c4", "d4")}
+    assert len(values) == 1
+    assert values.pop() > 0
+    assert math.isnan(row(board, "efficientnet_lite0", "c4", "photos")["lambda_max"])
+    assert "none" not in set(board.table["group"])
+
+
+# --- what is not there ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["missing", "failed", "skipped", "stale", "corrupt", "nan", "unbounded"])
+def test_incomplete_rows_are_never_ranked_and_say_why(tmp_path, kind):
+    where = ("vit_digits", "s1", "final", "d4", "orbit")
+
+    def change(cell, result):
+        if (cell.model, cell.seed, cell.state, cell.group, cell.probe) != where:
+            return result
+        if kind == "missing":
+            return None
+        if kind in ("failed", "skipped"):
+            return fail(result, "out of memory", Status(kind))
+        if kind == "stale":
+            result.config = result.config | {"probe": result.config["probe"] | {"images": 16}}
+        if kind == "nan":
+            result.metrics[RANKED] = Measure(math.nan, reason="loss is not finite")
+        if kind == "unbounded":
+            result.metrics[RANKED] = Measure(0.5)
+        return result
+
+    plan = fill(tmp_path, change=change)
+    if kind == "corrupt":
+        (tmp_path / plan.name / "vit_digits/s1/final/d4/orbit.json").write_text('{"schema": 1, "cell"')
+    board = load(plan, tmp_path)
+    found = row(board, "vit_digits", "d4")
+    assert pd.isna(found["rank"])
+    assert pd.isna(found["rank_worst"])
+    expected = {
+        "missing": "s1: not run",
+        "failed": "s1: failed: out of memory",
+        "skipped": "s1: skipped: out of memory",
+        "stale": "s1: stale: configuration changed: probe.images 16 → 256",
+        "corrupt": "s1: failed: ",
+        "nan": "loss is not finite",
+        "unbounded": "no interval",
+    }[kind]
+    assert found["unranked"].startswith(expected)
+    assert row(board, "resnet_digits", "d4")["ranked"] == 3, "the others are ranked among themselves"
+    assert row(board, "vit_digits", "c4")["ranked"] == 4, "other groups do not suffer"
+    status = {"missing": "not run", "corrupt": "failed", "nan": "complete", "unbounded": "complete"}.get(kind, kind)
+    assert found["status"] == status
+    assert found["done"] == (8 if status == "complete" else 7)
+    assert sum(board.counts.values()) == len(plan.cells)
+    assert board.counts[status if status in STATUSES else "ok"] == (1 if status in STATUSES else len(plan.cells))
+
+
+def test_a_failed_untrained_or_spectrum_cell_costs_the_baseline_not_the_rank(tmp_path):
+    def change(cell, result):
+        broken = cell.model == "vit_digits" and (cell.state == "init" or cell.probe == "spectrum")
+        return fail(result, "no") if broken else result
+
+    found = row(load(fill(tmp_path, change=change), tmp_path), "vit_digits", "c4")
+    assert found["status"] == "failed"
+    assert found["rank"] >= 1
+    assert math.isnan(found[f"{RANKED}_init"])
+    assert math.isnan(found[f"{RANKED}_emergence"])
+    assert math.isnan(found["lambda_max"])
+
+
+def test_results_csv_has_rows_with_reasons_and_none_for_missing_cells(tmp_path):
+    def change(cell, result):
+        if cell.model == "resnet_digits":
+            return None
+        if cell.model == "vit_digits":
+            return fail(result, "no layout, for tokens", Status.skipped)
+        if cell.model == "convnext_digits" and cell.probe == "spectrum":
+            result.config = {}
+        return result
+
+    cells, out = tmp_path / "cells", tmp_path / "out"
+    plan = fill(cells, change=change)
+    leaderboard.collect(plan, cells, out)
+    frame = pd.read_csv(out / "results.csv")
+    assert list(frame.columns) == results.COLUMNS
+    assert set(frame.status) == {"ok", "skipped", "stale"}
+    assert "resnet_digits" not in set(frame.model)
+    skipped = frame[frame.status == "skipped"]
+    assert len(skipped) == sum(cell.model == "vit_digits" for cell in plan.cells)
+    assert set(skipped.reason) == {"no layout, for tokens"}
+    assert skipped[["metric", "value"]].isna().all(axis=None)
+    stale = frame[frame.status == "stale"]
+    assert len(stale) == 4
+    assert stale.value.isna().all()
+    assert stale.reason.str.startswith("configuration changed").all()
+
+
+def test_a_file_of_another_cell_is_a_failure(tmp_path):
+    plan = fill(tmp_path)
+    one, other = (tmp_path / plan.name / "vit_digits" / seed / "final/c4/orbit.json" for seed in ("s0", "s1"))
+    other.write_bytes(one.read_bytes())
+    board = load(plan, tmp_path)
+    assert board.counts["failed"] == 1
+    assert "holds another cell" in row(board, "vit_digits", "c4")["unranked"]
+
+
+def test_cells_on_older_weights_are_stale(tmp_path):
+    def change(cell, result):
+        if (cell.model, cell.seed, cell.state, cell.group) == ("vit_digits", "s0", "final", "c4"):
+            result.provenance |= {"weights": "0" * 64, "started": "2025-12-31T00:00:00Z"}
+        return result
+
+    board = load(fill(tmp_path, change=change), tmp_path)
+    assert board.counts["stale"] == 1
+    assert row(board, "vit_digits", "c4")["unranked"].startswith("s0: stale: measured on weights 000000000000")
+
+
+def test_empty_board_and_one_model(tmp_path):
+    plan = load_suite("demo")
+    board = load(plan, tmp_path)
+    assert board.counts == {"ok": 0, "failed": 0, "stale": 0, "skipped": 0, "not run": len(plan.cells)}
+    assert len(board.table) == 20
+    assert set(board.table.status) == {"not run"}
+    assert board.table["rank"].isna().all()
+    assert list(board.table.columns) == COLUMNS
+    assert board.tidy.empty
+    assert list(board.tidy.columns) == results.COLUMNS
+    fill(tmp_path, change=lambda cell, result: result if cell.model == "vit_digits" else None)
+    alone = row(load(plan, tmp_path), "vit_digits", "c4")
+    assert (alone["rank"], alone["rank_worst"], alone["ranked"]) == (1, 1, 1)
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+
+def test_csv_round_trips_and_is_numbers_only(tmp_path):
+    plan = fill(tmp_path / "cells", change=lambda c, r: fail(r, 'bad, "quoted"\n=1+1') if c.group == "c4" else r)
+    leaderboard.collect(plan, tmp_path / "cells", tmp_path)
+    board = load(plan, tmp_path / "cells")
+    frame = pd.read_csv(tmp_path / "leaderboard.csv", dtype=board.table.dtypes.to_dict())
+    pd.testing.assert_frame_equal(frame, board.table)
+    for name in METRICS:
+        assert frame[name].dtype == float
+    first = {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")}
+    leaderboard.collect(plan, tmp_path / "cells", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.csv")} == first
+    assert sorted(first) == sorted(leaderboard.FILES)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_facts_survive_where_a_model_has_no_cells(tmp_path):
+    plan = fill(tmp_path, change=lambda cell, result: None if cell.model == "vit_digits" else result)
+    board = load(plan, tmp_path)
+    missing, done = row(board, "vit_digits", "c4"), row(board, "convnext_digits_d4", "c4")
+    assert missing["architecture"] == "test_vit"
+    assert (missing["source"], missing["image_size"]) == ("train", 32)
+    assert pd.isna(missing["weights"])
+    assert (done["augment"], done["parameters"], done["family"]) == ("d4", 472074, "ConvNeXt")
+    assert len(done["weights"]) == 12
+    assert board.facts["convnext_digits_d4"]["sha256"]["s0 final"].startswith(done["weights"])
+    assert set(board.facts["efficientnet_lite0"]["sha256"]) == {"s0 final", "s0 init", "s1 init", "s2 init"}
+    assert done["seconds"] == 8 * 3.25
+
+
+def test_importing_needs_no_torch():
+    code = "import sys, eqbench.report, eqbench.plots; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
