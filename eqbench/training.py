@@ -7,7 +7,6 @@ images, the group elements that act on them and the dropout masks are all drawn 
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -25,9 +24,9 @@ from eqbench import data, models, schema, weights
 from eqbench.config import digest
 from eqbench.data import Dataset
 from eqbench.errors import UserError
+from eqbench.feeding import Images, act
 from eqbench.groups import FiniteGroup
 
-IN_MEMORY = 1_000_000_000  # bytes of uint8 images that are decoded once and kept
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -129,8 +128,8 @@ class _Run:
         module = models.init_state(conf, len(train_set.classes), int(seed[1:]))
         self.network = models.Network(module).to(self.device)
         crop_pct = data_conf.crop_pct or self.network.crop_pct
-        self.train_set = _Images(train_set, self.network, crop_pct, self.device)
-        self.test_set = _Images(test_set, self.network, crop_pct, self.device)
+        self.train_set = Images(train_set, self.network, crop_pct, self.device)
+        self.test_set = Images(test_set, self.network, crop_pct, self.device)
         # As in timm: no weight decay on biases, norms and what the architecture excludes.
         self.optimizer = create_optimizer_v2(module, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
         self.batch = min(recipe.batch_size, len(train_set))
@@ -256,35 +255,3 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, checkpoint)
-
-
-def act(group: FiniteGroup, x: Tensor, drawn: Tensor) -> Tensor:
-    """Images (b, 3, h, w), the i-th acted on by element number drawn[i] of the group."""
-    y = x.clone()
-    for number, element in enumerate(group.elements()):
-        rows = (drawn == number).nonzero()[:, 0].to(x.device)
-        y[rows] = group.act(x[rows], element)
-    return y
-
-
-class _Images:
-    """A labelled data set at a network's size: uint8 in memory if it fits, else decoded for each batch."""
-
-    def __init__(self, dataset: Dataset, network: models.Network, crop_pct: float, device: torch.device) -> None:
-        assert dataset.labels is not None
-        self.dataset, self.device = dataset, device
-        self.view = (network.size, network.interpolation, crop_pct)
-        self.labels = torch.from_numpy(dataset.labels).to(device)
-        small = len(dataset) * 3 * network.size**2 < IN_MEMORY
-        self.pixels = self._gather(range(len(dataset))).to(device) if small else None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def _gather(self, rows: Sequence[int]) -> Tensor:
-        return data.gather(self.dataset, rows, *self.view)
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(float32 (b, 3, size, size) in [0, 1], int64 labels (b,)), on the device."""
-        pixels = self._gather(rows.tolist()) if self.pixels is None else self.pixels[rows.to(self.device)]
-        return pixels.to(self.device).float() / 255, self.labels[rows.to(self.device)]

@@ -1,0 +1,316 @@
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eqbench import config, feeding, groups, models, schema, training, weights
+from eqbench.errors import UserError
+from eqbench.schema import DataKind, Source
+
+MODEL = schema.Model(timm="test_resnet", source=Source.train, train="tiny", image_size=32, args={"drop_rate": 0.2})
+# Everything that an interruption might lose: momenta, averaged weights, dropout, batch norm, the group elements drawn.
+RECIPE = schema.Train(data="tiny", epochs=3, lr=3e-3, batch_size=16, clip_grad=1.0, augment="d4", model_ema=True)
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from eqbench import groups, schema, training
+model, recipe, data, roots = json.loads(sys.argv[1])
+for root in roots:
+    training.train(
+        "tiny", schema.Model(**model), schema.Train(**recipe), "tiny", schema.Data(**data), "s0", Path(root), {},
+        augment=groups.get(recipe["augment"]),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Two classes of noisy images, 50 to train on and 16 to test on: bright above, or bright on the left."""
+    root, random = tmp_path_factory.mktemp("tiny"), np.random.default_rng(0)
+    for split, count in (("train", 25), ("test", 8)):
+        for label, name in enumerate(("above", "left")):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = random.integers(0, 120, (8, 8, 3))
+                view = image if label == 0 else image.transpose(1, 0, 2)
+                view[:4] += 120
+                Image.fromarray(image.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return schema.Data(kind=DataKind.folder, train=str(root / "train"), test=str(root / "test"))
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    def run(where="a", recipe=RECIPE, model=MODEL, data=tiny, seed="s0", action=None):
+        root = tmp_path / where
+        tree = {"recipe": asdict(recipe), "model": asdict(model)}
+        augment = groups.get(action or recipe.augment)
+        training.train("tiny", model, recipe, "tiny", data, seed, root, tree, augment=augment)
+        return weights.read_card(root, "tiny", seed)
+
+    return run
+
+
+def files(root):
+    """Every file below a folder and its content."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_card_states_and_metrics(run, tmp_path, tiny):
+    card = run(recipe=replace(RECIPE, save=[1, 3]))
+    assert set(card["states"]) == {"init", "epoch-001", "epoch-003", "final"}
+    for state, sha256 in card["states"].items():
+        assert weights.check_state(tmp_path / "a", "tiny", "s0", state) == sha256
+    assert card["states"]["epoch-003"] == card["states"]["final"] != card["states"]["epoch-001"]
+    assert (card["source"], card["timm"], card["licence"]) == ("train", "test_resnet", None)
+    assert card["origin"] == "trained here"
+    assert card["facts"]["num_classes"] == 2
+    assert card["data"]["images"] == {"train": 50, "test": 16}
+    assert [row["epoch"] for row in card["metrics"]] == [1, 2, 3]
+    assert {path.name for path in (tmp_path / "a/tiny/s0").iterdir()} == {*card["states"], "card.json"}
+
+    network = models.load_state(tmp_path / "a/tiny/s0/final")
+    x, y = training.data.tensors(training.data.load("tiny", tiny, schema.Split.test), 32, network.interpolation)
+    with torch.inference_mode():
+        logits = network(x)
+    assert card["metrics"][-1]["test_loss"] == pytest.approx(float(training.F.cross_entropy(logits, y)), rel=1e-5)
+    assert card["metrics"][-1]["test_accuracy"] == float((logits.argmax(1) == y).float().mean())
+
+
+def test_init_is_the_seeded_initialisation(run, tmp_path):
+    states = {
+        seed: run(recipe=replace(RECIPE, epochs=1, warmup_epochs=0), seed=seed)["states"] for seed in ("s0", "s3")
+    }
+    assert states["s0"]["final"] != states["s3"]["final"]
+    for seed, number in (("s0", 0), ("s3", 3)):
+        assert states[seed]["init"] == models.save_state(models.init_state(MODEL, 2, number), tmp_path / f"i{number}")
+
+
+def test_it_learns(run):
+    card = run(recipe=replace(RECIPE, epochs=12, augment="none", model_ema=False))
+    assert card["metrics"][-1]["test_accuracy"] == 1
+    assert card["metrics"][-1]["train_loss"] < card["metrics"][0]["train_loss"]
+
+
+@pytest.mark.parametrize(("warmup", "floor"), [(0, 0.0), (1, 1e-4)])
+def test_learning_rate_is_warmed_up_then_a_cosine(run, warmup, floor):
+    recipe = replace(RECIPE, epochs=4, warmup_epochs=warmup, min_lr=floor)
+    updates = 50 // 16
+
+    def lr(update):
+        start, first = warmup * updates, recipe.lr / max(warmup * updates, 1)
+        if update < start:
+            return first + (recipe.lr - first) * update / start
+        share = (update - start) / (4 * updates - start)
+        return floor + (recipe.lr - floor) * (1 + math.cos(math.pi * share)) / 2
+
+    found = [row["lr"] for row in run(recipe=recipe)["metrics"]]
+    assert found == pytest.approx([lr(epoch * updates - 1) for epoch in (1, 2, 3, 4)])
+
+
+def test_vectors_have_no_weight_decay(run, monkeypatch):
+    made = []
+    create = training.create_optimizer_v2
+    monkeypatch.setattr(training, "create_optimizer_v2", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
+    run(recipe=replace(RECIPE, epochs=1, warmup_epochs=0, weight_decay=0.3))
+    decays = {p.ndim > 1: group["weight_decay"] for group in made[0].param_groups for p in group["params"]}
+    assert decays == {True: 0.3, False: 0}
+
+
+def test_same_inputs_same_bytes_however_the_images_are_held(run, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    run("a")
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    run("b")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    monkeypatch.setattr(feeding, "IN_MEMORY", 0)
+    run("streamed")
+    assert files(tmp_path / "a") == files(tmp_path / "streamed")
+
+
+class Crash(BaseException):
+    """As sudden as a signal, for all that the code under test may catch."""
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "call"),
+    [
+        (training._Run, "_train", 1),
+        (training._Run, "_train", 3),
+        (training._Run, "_write", 1),
+        (training._Run, "_write", 2),
+        (training.os, "replace", 2),
+        (models, "save_state", 1),
+        (models, "save_state", 2),
+        (models, "save_state", 3),
+        (weights, "write_card", 1),
+    ],
+)
+def test_resumes_bit_identically_after_a_crash(run, tmp_path, monkeypatch, where, name, call):
+    recipe = replace(RECIPE, save=[2])
+    run("whole", recipe)
+    original, calls = getattr(where, name), []
+
+    def crashing(*args, **keys):
+        calls.append(None)
+        if len(calls) == call:
+            raise Crash
+        return original(*args, **keys)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, crashing)
+        with pytest.raises(Crash):
+            run("broken", recipe)
+    assert not weights.card_path(tmp_path / "broken", "tiny", "s0").exists()
+    run("broken", recipe)
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
+
+
+def test_finished_epochs_are_not_repeated(run, monkeypatch):
+    trained, one = [], training._Run._train
+
+    def counted(self, generator):
+        trained.append(self.epoch)
+        if trained == [0, 1, 2]:
+            raise Crash
+        return one(self, generator)
+
+    monkeypatch.setattr(training._Run, "_train", counted)
+    with pytest.raises(Crash):
+        run()
+    run()
+    assert trained == [0, 1, 2, 2]
+
+
+def test_resumes_bit_identically_after_kill(tiny, tmp_path):
+    recipe = replace(RECIPE, epochs=24)
+
+    def command(*roots):
+        arguments = [asdict(MODEL), asdict(recipe), asdict(tiny), [str(root) for root in roots]]
+        return [sys.executable, "-c", SCRIPT, json.dumps(arguments)]
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    checkpoint = broken / "tiny/s0" / training.CHECKPOINT
+    reached = []
+    for delay in (0.0, 0.37):
+        process = subprocess.Popen(command(broken), stderr=subprocess.DEVNULL)
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+            assert process.poll() is None, "ended before it was killed"
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not weights.card_path(broken, "tiny", "s0").exists()
+        reached.append(torch.load(checkpoint, weights_only=True)["epoch"])
+    assert 1 <= reached[0] < reached[1] < recipe.epochs
+    subprocess.run(command(broken, whole), check=True, stderr=subprocess.DEVNULL)
+    assert files(broken) == files(whole)
+
+
+def test_changed_recipe_starts_anew(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "write_card", lambda *_: (_ for _ in ()).throw(Crash))
+        with pytest.raises(Crash):
+            run("edited", replace(RECIPE, save=[1]))
+    assert (tmp_path / "edited/tiny/s0/epoch-001").is_dir()
+    edited = replace(RECIPE, lr=1e-3)
+    run("edited", edited)
+    run("fresh", edited)
+    assert files(tmp_path / "edited") == files(tmp_path / "fresh")
+
+
+def test_damaged_checkpoint_is_named(run, tmp_path):
+    checkpoint = tmp_path / "a/tiny/s0" / training.CHECKPOINT
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"checkpoint\.pt.*delete it"):
+        run()
+
+
+def test_act_is_the_groups_action_on_each_image():
+    group = groups.get("d4")
+    x = torch.rand(16, 3, 6, 6)
+    drawn = torch.arange(16) % 8
+    y = feeding.act(group, x, drawn)
+    for i, number in enumerate(drawn.tolist()):
+        assert torch.equal(y[i], group.act(x[i], group.elements()[number]))
+    assert torch.equal(feeding.act(groups.get("none"), x, torch.zeros(16, dtype=torch.long)), x)
+
+
+def test_augmentation_draws_every_element_anew(run, monkeypatch):
+    drawn = []
+
+    def watched(group, x, numbers):
+        drawn.append(numbers)
+        return feeding.act(group, x, numbers)
+
+    monkeypatch.setattr(training, "act", watched)
+    augmented = run("d4", replace(RECIPE, epochs=8))["states"]
+    counts = torch.bincount(torch.cat(drawn), minlength=8)
+    assert counts.sum() == 8 * 48
+    assert counts.min() > 24  # 48 expected, standard deviation 6.5
+    epochs = torch.cat(drawn).view(8, 48)
+    assert len({tuple(row) for row in epochs.tolist()}) == 8
+    plain = run("none", replace(RECIPE, epochs=8), action="none")["states"]
+    assert plain["init"] == augmented["init"]
+    assert plain["final"] != augmented["final"]
+
+
+def test_averaged_weights(run, tmp_path):
+    recipes = {
+        "raw": replace(RECIPE, model_ema=False),
+        "instant": replace(RECIPE, model_ema_decay=1e-12),
+        "slow": replace(RECIPE, model_ema_decay=0.99),
+    }
+    finals = {}
+    for name, recipe in recipes.items():
+        run(name, recipe)
+        module = models.load_state(tmp_path / name / "tiny/s0/final").module
+        finals[name] = torch.cat([p.detach().flatten() for p in module.parameters()])
+    assert torch.equal(finals["raw"], finals["instant"])
+    assert not torch.allclose(finals["raw"], finals["slow"], atol=1e-4)
+
+
+def test_divergence_names_model_epoch_and_remedy(run, tmp_path):
+    model = replace(MODEL, timm="test_convnext", args={})
+    with pytest.raises(UserError, match=r"'tiny'.*s0.*epoch 1.*conf/train/tiny\.yaml lower lr \(now 1e\+30\)") as error:
+        run(model=model, recipe=replace(RECIPE, lr=1e30, clip_grad=None, model_ema=False, warmup_epochs=0))
+    assert "\n" not in str(error.value)
+    assert not weights.card_path(tmp_path / "a", "tiny", "s0").exists()
+
+
+def test_data_that_cannot_be_trained_on(run, tiny, tmp_path):
+    with pytest.raises(UserError, match="no labels"):
+        run(data=schema.Data(kind=DataKind.photos))
+    shutil.copytree(tiny.test, tmp_path / "test")
+    (tmp_path / "test/left").rename(tmp_path / "test/right")
+    with pytest.raises(UserError, match=r"same classes.*left, right"):
+        run(data=replace(tiny, test=str(tmp_path / "test")))
+
+
+def test_card_of_an_earlier_training_goes_first(run, tmp_path, monkeypatch):
+    run()
+    monkeypatch.setattr(training._Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
+    with pytest.raises(Crash):
+        run()
+    assert not weights.card_path(tmp_path / "a", "tiny", "s0").exists()
+
+
+def test_a_recipe_of_the_demo_learns_digits(tmp_path):
+    conf = config.load("model", "convnext_digits")
+    recipe = replace(config.load("train", conf.train), epochs=2)
+    data = config.load("data", recipe.data)
+    training.train("m", conf, recipe, recipe.data, data, "s0", tmp_path, {}, augment=groups.get("none"))
+    assert weights.read_card(tmp_path, "m", "s0")["metrics"][-1]["test_accuracy"] >= 0.85
