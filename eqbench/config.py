@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -196,6 +196,11 @@ class Plan:
             "model": self.plain("model", cell.model),
             "probe": self.plain("probe", cell.probe) | ({"images": images} if images else {}),
         }
+
+    def probe(self, cell: Cell) -> Any:
+        """The probe's options for a cell."""
+        conf, images = self.option("probe", cell.probe), self.cells[cell][1]
+        return replace(conf, images=images) if images else conf
 
     def data(self, cell: Cell) -> str:
         """The id of the data set that a cell is measured on."""

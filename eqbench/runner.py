@@ -102,10 +102,10 @@ class _Part:
         self._network: Network | None = None
 
     def dataset(self, cell: Cell) -> data.Dataset:
-        name, conf = self.plan.data(cell), self.plan.config(cell)["probe"]
-        key = (name, conf["split"], conf["images"])
+        name, conf = self.plan.data(cell), self.plan.probe(cell)
+        key = (name, conf.split, conf.images)
         if key not in self._data:
-            self._data[key] = data.load(name, self.plan.option("data", name), schema.Split(key[1]), key[2])
+            self._data[key] = data.load(name, self.plan.option("data", name), conf.split, conf.images)
         return self._data[key]
 
     def identity(self, cell: Cell) -> str:
@@ -119,8 +119,8 @@ class _Part:
         if self._network is None:
             self._network = models.load_state(weights.state_dir(self.root, *self.where)).to(models.device())
         network, images = self._network, self.dataset(cell)
-        name, conf = self.plan.data(cell), self.plan.config(cell)["probe"]
-        key = (name, conf["split"], conf["images"])
+        name, conf = self.plan.data(cell), self.plan.probe(cell)
+        key = (name, conf.split, conf.images)
         if key not in self._subjects:
             crop = self.plan.option("data", name).crop_pct or network.crop_pct
             batch = self.plan.option("model", cell.model).batch
@@ -151,9 +151,7 @@ class _Part:
 
         started = datetime.now(UTC).isoformat(timespec="seconds")
         group = self.plan.option("group", cell.group) if cell.group != UNGROUPED else schema.Group(UNGROUPED)
-        conf = self.plan.config(cell)["probe"]
-        options = type(self.plan.option("probe", cell.probe))(**{k: v for k, v in conf.items() if k != "version"})
-        result = probes.measure(self.subject(cell), group.action, group.placebo, options)
+        result = probes.measure(self.subject(cell), group.action, group.placebo, self.plan.probe(cell))
         result.cell = {**asdict(cell), "data": self.plan.data(cell)}
         result.digest = identity
         result.config = self.plan.config(cell)

@@ -171,13 +171,15 @@ class Orbit:
     split: Split = Split.test
     resamples: int = 2000  # of the paired bootstrap over images
     floor_images: int = 8  # images on which the symmetrised twin is measured
-    reach: tuple[int, int] = (8, 32)  # the aligned size is searched from native - reach[0] to native + reach[1] px
+    aligned_below: int = 8  # the aligned size is searched from this many pixels below the native size ...
+    aligned_above: int = 32  # ... to this many above it
 
     def __post_init__(self) -> None:
         _require(self.images >= 8, "images", "at least 8", self.images)
         _require(self.resamples >= 100, "resamples", "at least 100", self.resamples)
         _require(2 <= self.floor_images <= self.images, "floor_images", "in 2..images", self.floor_images)
-        _require(min(self.reach) >= 0, "reach", "two numbers of pixels, at least 0", list(self.reach))
+        _require(self.aligned_below >= 0, "aligned_below", "at least 0 px", self.aligned_below)
+        _require(self.aligned_above >= 0, "aligned_above", "at least 0 px", self.aligned_above)
 
 
 @dataclass

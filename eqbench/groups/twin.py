@@ -7,7 +7,7 @@ from the sampling grid of the architecture (stride, padding, windows), not from 
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ ALIGNED = 1e-3  # twin floor below which a size counts as aligned
 
 
 @torch.no_grad()
-def aligned_size(network: nn.Module, group: FiniteGroup, native: int, reach: tuple[int, int]) -> tuple[int, float]:
+def aligned_size(network: nn.Module, group: FiniteGroup, native: int, below: int, above: int) -> tuple[int, float]:
     """The input size nearest to the native one at which the architecture itself can be invariant.
 
     The twin of a blank copy is tried on four noise images, sizes in order of their distance from `native`; the first
@@ -122,14 +122,15 @@ def aligned_size(network: nn.Module, group: FiniteGroup, native: int, reach: tup
 
     Args:
         network: maps (B, 3, n, n) to logits. group: a finite lattice group.
-        native: pixels. reach: how many pixels below and above it to search.
+        native, below, above: pixels; the sizes from native - below to native + above are searched.
 
     Returns:
         (size in pixels, relative error of the twin there).
     """
     twin = symmetrise(blank(network), group)
     tried: dict[int, float] = {}
-    for size in _outwards(native, reach):
+    sizes = range(max(native - below, 8), native + above + 1)
+    for size in sorted(sizes, key=lambda size: (abs(size - native), -size)):
         generator = torch.Generator().manual_seed(size)
         x = torch.rand(4, 3, size, size, generator=generator).to(next(network.parameters()))
         try:
@@ -141,8 +142,3 @@ def aligned_size(network: nn.Module, group: FiniteGroup, native: int, reach: tup
             return size, tried[size]
     finite = {size: error for size, error in tried.items() if math.isfinite(error)}
     return min(finite.items(), key=lambda item: item[1]) if finite else (native, math.nan)
-
-
-def _outwards(native: int, reach: tuple[int, int]) -> Iterator[int]:
-    sizes = range(max(native - reach[0], 8), native + reach[1] + 1)
-    return iter(sorted(sizes, key=lambda size: (abs(size - native), -size)))

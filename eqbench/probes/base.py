@@ -34,7 +34,7 @@ class Subject:
     labels: Tensor | None = None
     forwards: int = 0
     _logits: dict[tuple[int, Any], Tensor] = field(default_factory=dict)
-    _aligned: dict[tuple[str, tuple[int, int]], tuple[int, float]] = field(default_factory=dict)
+    _aligned: dict[tuple[str, int, int], tuple[int, float]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -53,11 +53,11 @@ class Subject:
             self._logits.update({(size, g): torch.cat(rows[g]) for g in missing})
         return [self._logits[size, g].double() for g in elements]
 
-    def aligned(self, group: FiniteGroup, reach: tuple[int, int]) -> tuple[int, float]:
+    def aligned(self, group: FiniteGroup, below: int, above: int) -> tuple[int, float]:
         """`twin.aligned_size` of this network, searched once a group."""
-        key = (group.name, reach)
+        key = (group.name, below, above)
         if key not in self._aligned:
-            self._aligned[key] = aligned_size(self.network, group, self.size, reach)
+            self._aligned[key] = aligned_size(self.network, group, self.size, below, above)
         return self._aligned[key]
 
 

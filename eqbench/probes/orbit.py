@@ -32,7 +32,7 @@ def run(
         Failed: logits that are not finite.
     """
     native = subject.size
-    aligned, search = subject.aligned(group, conf.reach)
+    aligned, search = subject.aligned(group, conf.aligned_below, conf.aligned_above)
     statistics = orbit_statistics(subject, native, group, placebo)
     nulls = _nulls(subject, native, group, placebo, statistics)
     statistics["lattice_error_aligned"] = lattice_error(subject.logits(aligned, group, group.elements()))
