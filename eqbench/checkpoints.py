@@ -41,7 +41,9 @@ def check_file(path: Path, sha256: str | None) -> str:
                 else:  # the format of torch before 1.6
                     torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        code = re.findall(r"GLOBAL (\S+)", str(error)) or ["or is no checkpoint"]
+        code = re.findall(r"GLOBAL (\S+)", str(error))
+        if not code:
+            raise UserError(f"{path}: truncated, or not by torch.save (nothing in it was run): get it again") from None
     except (*MISFITS, EOFError) as error:
         raise UserError(f"{path}: truncated, or no weight file ({one_line(error)}): get it again") from None
     if code:

@@ -123,9 +123,8 @@ def _hub(conf: schema.Model, scratch: Path, wanted: bool) -> Found:
     if name:
         if prefix not in ("hf-hub", "hf_hub"):
             raise UserError(f"timm: expected an architecture or hf-hub:org/name, got '{conf.timm}'")
-        source = hub.repository(name)
-        architecture = json.loads(hub.download(source, "config.json", scratch).read_text())
-        licence = architecture.get("pretrained_cfg", {}).get("license") or source.licence
+        source = hub.repository(name, ["config.json"])
+        licence = _config(hub.download(source, source.first(["config.json"]), scratch))[1] or source.licence
         found = Found(replace(conf, timm=f"local-dir:{scratch}"), licence=licence)
         names: list[str] = list(WEIGHTS)
     else:
@@ -143,7 +142,7 @@ def _hub(conf: schema.Model, scratch: Path, wanted: bool) -> Found:
         if not cfg.hf_hub_id:
             path = hub.download_url(str(cfg.url), scratch)
             return _load(found, path, pretrained_cfg_overlay={"file": str(path)})
-        source = hub.repository(cfg.hf_hub_id)
+        source = hub.repository(cfg.hf_hub_id, names)
         found.licence = found.licence or source.licence
     found.origin = {"hub": source.name, "revision": source.commit}
     if not wanted:
@@ -155,14 +154,9 @@ def _hub(conf: schema.Model, scratch: Path, wanted: bool) -> Found:
 
 def _folder(conf: schema.Model, scratch: Path, wanted: bool) -> Found:
     folder = Path(str(conf.path))
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        architecture = config.get("architecture")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder}: not a timm local-dir: folder, config.json: {one_line(error)}") from None
+    architecture, licence = _config(folder / "config.json")
     if conf.timm.partition(".")[0] != architecture and not conf.timm.startswith("local-dir:"):
         raise UserError(f"{folder}: holds a '{architecture}', but `timm` says '{conf.timm}'")
-    licence = config.get("pretrained_cfg", {}).get("license")
     found = Found(replace(conf, timm=f"local-dir:{folder}"), origin={"path": str(conf.path)}, licence=licence)
     if not wanted:
         return found
@@ -170,6 +164,15 @@ def _folder(conf: schema.Model, scratch: Path, wanted: bool) -> Found:
     if not files:
         raise UserError(f"{folder}: holds none of {', '.join(WEIGHTS)}")
     return _load(found, files[0])
+
+
+def _config(path: Path) -> tuple[str, str | None]:
+    """The architecture and the licence that the config.json of a timm folder or repository names."""
+    try:
+        tree = json.loads(path.read_text())
+        return tree["architecture"], tree.get("pretrained_cfg", tree).get("license")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: does not say which timm architecture this is ({one_line(error)})") from None
 
 
 def _load(found: Found, path: Path, **options: Any) -> Found:

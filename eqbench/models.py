@@ -62,7 +62,8 @@ def create(conf: schema.Model, num_classes: int | None = None, **options: Any) -
         module: Any = timm.create_model(conf.timm, **{"pretrained": False} | args)
     except MISFITS as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in sorted(args.items()) if key != "pretrained_cfg_overlay")
-        raise UserError(f"timm cannot build '{conf.timm}' ({shown or 'no arguments'}): {one_line(error)}") from None
+        reason = f"there is no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise UserError(f"timm cannot build '{conf.timm}' ({shown or 'no arguments'}): {reason}") from None
     if size is not None:
         cfg = module.pretrained_cfg
         kept = {key: value for key, value in cfg.items() if key not in ("test_input_size", "pool_size")}
@@ -71,15 +72,18 @@ def create(conf: schema.Model, num_classes: int | None = None, **options: Any) -
 
 
 def check_name(name: str) -> None:
-    """Refuse a timm name that is in no registry, with the nearest spelling; `hf-hub:`, `local-dir:` names pass.
+    """Refuse a timm name that is in no registry, with the nearest spelling; `local-dir:` names pass.
 
     >>> check_name("test_resne")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
     eqbench.errors.UserError: unknown timm architecture 'test_resne': did you mean 'test_resnet'? Allowed: ...
     """
-    if name.partition(":")[1]:
+    prefix, colon, _ = name.partition(":")
+    if prefix == "local-dir" and colon:
         return
+    if colon:
+        raise UserError(f"timm: '{name}' is no architecture: hf-hub:org/name goes with source hub alone")
     architecture, tag = split_model_name_tag(name)
     if not timm.is_model(architecture):
         raise unknown("timm architecture", architecture, list_models())

@@ -17,7 +17,7 @@ class Hub(ThreadingHTTPServer):
         log: (method, path, Range header) of each request. sent: bytes of weight files that went out.
         stall_at: stop in the middle of the next weight file after so many bytes, until `released`.
         drop_at: close the connection once after so many bytes.
-        announced: {file: sha256}, to announce something else than the truth.
+        announced: {org/name/file: sha256}, to announce something else than the truth.
     """
 
     daemon_threads = True
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         if name.endswith(".json"):
             etag = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
             return self.reply(200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, content, body)
-        etag = self.server.announced.get(name, hashlib.sha256(content).hexdigest())
+        etag = self.server.announced.get(f"{repo}/{name}", hashlib.sha256(content).hexdigest())
         headers = {
             "Location": f"http://localhost:{self.server.server_port}/cdn/{repo}/{name}",
             "X-Repo-Commit": COMMIT,

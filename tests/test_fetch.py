@@ -1,5 +1,6 @@
 """Fetch: what each source gives, what it refuses, and what a broken network or a killed process leaves."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from timm.data import create_transform
 
 from eqbench import fetch, models, weights
 from eqbench.errors import UserError
+from eqbench.hub import Unreachable, download_url
 from eqbench.schema import Model, Source
 
 LITE = {
@@ -241,21 +243,35 @@ class Payload:
         return os.system, (f"touch {self.target}",)
 
 
-@pytest.mark.parametrize("form", [torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree))])
+def save_old(tree, path):
+    torch.save(tree, path, _use_new_zipfile_serialization=False)
+
+
+def save_plain(tree, path):
+    path.write_bytes(pickle.dumps(tree, protocol=2))
+
+
+def run_plain(path):
+    pickle.loads(path.read_bytes())
+
+
+def run_torch(path):
+    torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize(("form", "victim"), [(torch.save, run_torch), (save_old, run_torch), (save_plain, run_plain)])
 @pytest.mark.parametrize("source", [Source.file, Source.folder])
-def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(form, source, tmp_path):
+def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(form, victim, source, tmp_path):
     folder, target = tmp_path / "theirs", tmp_path / "ran"
     models.save_state(tiny(), folder)
     (folder / "model.safetensors").unlink()
-    form({**tiny().state_dict(), "x": Payload(target)}, folder / "pytorch_model.bin")
+    form({"x": Payload(target), **tiny().state_dict()}, folder / "pytorch_model.bin")
     path = folder / "pytorch_model.bin" if source is Source.file else folder
     conf = Model(timm="test_resnet", source=source, path=str(path), args={"num_classes": 10})
-    refused(conf, tmp_path / "weights", r"pytorch_model\.bin: holds code .*never run")
+    refused(conf, tmp_path / "weights", r"pytorch_model\.bin: holds code \(posix.system\), which is never run")
     assert not target.exists()
-    torch.load(folder / "pytorch_model.bin", weights_only=False) if form is torch.save else pickle.loads(
-        (folder / "pytorch_model.bin").read_bytes()
-    )
-    assert target.exists()  # it was a real payload
+    victim(folder / "pytorch_model.bin")
+    assert target.exists()  # the payload was a real one
 
 
 def edit(state, **changes):
@@ -333,7 +349,7 @@ def test_a_truncated_file_is_refused(form, name, tmp_path):
     content = (tmp_path / name).read_bytes()
     for length in (0, 100, len(content) // 2, len(content) - 1):
         (tmp_path / name).write_bytes(content[:length])
-        refused(file_conf(tmp_path / name), tmp_path / "weights", r"w\..*truncated|w\..*holds code")
+        refused(file_conf(tmp_path / name), tmp_path / "weights", r"w\..*truncated")
 
 
 def test_other_mistakes_about_a_file(tmp_path):
@@ -387,17 +403,16 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
 # HF_ENDPOINT is read when huggingface_hub is imported: each of these runs in a process of its own.
 
 SCRIPT = """
-import sys
 from pathlib import Path
 from eqbench import fetch
 from eqbench.errors import UserError
 from eqbench.schema import Model, Source
-try:
-    for model, seed, keys in {calls!r}:
+for model, seed, keys in {calls!r}:
+    try:
         fetch.fetch(model, Model(source=Source.hub, **keys), seed, Path({root!r}), {{"model": keys}})
-except UserError as error:
-    print(error)
-    sys.exit(2)
+        print("fetched")
+    except UserError as error:
+        print(error)
 """
 
 
@@ -410,9 +425,10 @@ def start(endpoint, tmp_path, *calls, **env):
 
 
 def finish(process):
+    """What each call gave: `fetched`, or the one line of its refusal."""
     out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 2), err
-    return process.returncode, out
+    assert process.returncode == 0, err
+    return out.splitlines()
 
 
 TAG = "test_resnet.r160_in1k"
@@ -421,19 +437,23 @@ TINY_HUB = {"timm": TAG}
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """Random weights under the names of a timm tag, of a repository of somebody, and of a larger model."""
+    """Random weights under the names of timm tags and of repositories of somebody."""
     folder = tmp_path_factory.mktemp("repositories")
     tag = models.init_state(Model(timm="test_resnet", source=Source.hub), 1000, 1)
     large = models.init_state(Model(timm="resnet10t", source=Source.hub), 1000, 1)
-    models.save_state(tiny(name="test_vit"), folder)
-    theirs = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
-    pickled = folder / "pytorch_model.bin"
-    torch.save(tag.state_dict(), pickled)
+    models.save_state(tiny(name="test_vit"), folder / "vit")
+    models.save_state(tiny(), folder / "resnet")
+    torch.save(tiny().state_dict(), folder / "pytorch_model.bin")
     return {
         f"timm/{TAG}": {"model.safetensors": save(tag.state_dict()), "pytorch_model.bin": b"not to be asked for"},
-        "org/pickled": {"config.json": b"{}", "pytorch_model.bin": pickled.read_bytes()},
-        "org/vit": theirs,
         "timm/resnet10t.c3_in1k": {"model.safetensors": save(large.state_dict())},
+        "timm/test_convnext.r160_in1k": {"model.safetensors": save(tag.state_dict())},
+        "org/vit": {path.name: path.read_bytes() for path in (folder / "vit").iterdir()},
+        "org/pickled": {
+            "config.json": (folder / "resnet" / "config.json").read_bytes(),
+            "pytorch_model.bin": (folder / "pytorch_model.bin").read_bytes(),
+        },
+        "org/empty": {"config.json": b"{}"},
     }
 
 
@@ -446,26 +466,23 @@ def test_the_hub_gives_tags_and_repositories_and_is_asked_once(repositories, tmp
             ("tag", "s0", TINY_HUB),  # is there already
             ("vit", "s1", {"timm": "hf-hub:org/vit"}),
             ("vit", "s0", {"timm": f"hf-hub:org/vit@{COMMIT}"}),
+            ("pickled", "s0", {"timm": "hf-hub:org/pickled"}),
         ]
-        assert finish(start(hub.endpoint, tmp_path, *calls)) == (0, "")
+        assert finish(start(hub.endpoint, tmp_path, *calls)) == ["fetched"] * len(calls)
         assert len(hub.asked("GET", f"/cdn/timm/{TAG}/model.safetensors")) == 1
         assert len(hub.asked("GET", "/cdn/org/vit/model.safetensors")) == 1
-        assert not hub.asked("GET", "pytorch_model.bin")
+        assert not hub.asked("GET", f"{TAG}/pytorch_model.bin")
     card = weights.read_card(root, "tag", "s0")
     content = repositories[f"timm/{TAG}"]["model.safetensors"]
     assert save(final(root, "tag").module.state_dict()) == content
-    assert card["origin"] == {
-        "hub": f"timm/{TAG}",
-        "revision": COMMIT,
-        "file": "model.safetensors",
-        "sha256": weights.hashlib.sha256(content).hexdigest(),
-    }
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert card["origin"] == {"hub": f"timm/{TAG}", "revision": COMMIT, "file": "model.safetensors", "sha256": sha256}
     assert card["licence"] == timm.models.get_pretrained_cfg(TAG).license == "apache-2.0"
     assert list(weights.read_card(root, "tag", "s1")["states"]) == ["init"]
     card = weights.read_card(root, "vit", "s0")
     assert (card["facts"]["image_size"], card["facts"]["num_classes"]) == (32, 10)
     assert same(final(root, "vit").module, tiny(name="test_vit"))
-    assert card["licence"] == "apache-2.0"
+    assert same(final(root, "pickled").module, tiny())
     assert not list(root.rglob(".download"))
 
 
@@ -486,65 +503,94 @@ def test_a_killed_download_is_resumed(repositories, tmp_path):
         assert not list(tmp_path.rglob("card.json"))
         assert not list(tmp_path.rglob("final"))
         hub.drop_at = len(content) - (1 << 20)  # and now the connection breaks as well
-        assert finish(start(hub.endpoint, tmp_path, call)) == (0, "")
+        assert finish(start(hub.endpoint, tmp_path, call)) == ["fetched"]
         ranges = [entry[2] for entry in hub.asked("GET", "resnet10t.c3_in1k/model.safetensors") if "/cdn/" in entry[1]]
-        assert ranges[0] is None
-        assert ranges[1] == f"bytes={kept}-"
+        assert ranges[:2] == [None, f"bytes={kept}-"]
         assert len(ranges) == 3
         assert hub.sent < 2 * len(content)
     assert save(final(tmp_path / "weights", "large").module.state_dict()) == content
 
 
-def test_a_file_that_is_not_what_the_hub_announces_is_refused(repositories, tmp_path):
+def test_what_the_hub_does_not_have_or_has_wrongly_is_said_in_one_line(repositories, tmp_path):
+    cases = [
+        ({"timm": "hf-hub:org/none"}, "'org/none' on http://127.0.0.1:"),
+        ({"timm": "hf-hub:org/vit@other"}, "does not exist: 404 Client Error. Revision Not Found"),
+        ({"timm": "hf-hub:a/b/c"}, "Repo id must be in the form"),
+        ({"timm": "hf-hub:org/empty"}, "config.json: does not say which timm architecture"),
+        ({"timm": f"hf-hub:timm/{TAG}"}, "has no config.json"),
+        ({"timm": TAG.replace("160", "224")}, "did you mean 'r160_in1k'"),
+        ({"timm": "tf_efficientnet_lite0"}, "does not exist, or is private"),
+        (
+            {"timm": "test_convnext"},
+            "timm cannot build 'test_convnext' (pretrained=True): there is no 'fc.weight'",
+        ),  # somebody else's tensors
+        ({"timm": "hf-hub:org/vit"}, f"expected sha256 {'a' * 64}, found "),  # not what the hub announces
+        (TINY_HUB | {"sha256": "b" * 64}, f"expected sha256 {'b' * 64}, found "),
+        (TINY_HUB | {"args": {"num_classes": 5}}, "that head would be random"),
+    ]
     with serve(repositories) as hub:
-        hub.announced["model.safetensors"] = "a" * 64
-        code, message = finish(start(hub.endpoint, tmp_path, ("tag", "s0", TINY_HUB)))
-        assert code == 2
-        assert f"expected sha256 {'a' * 64}, found " in message
-        assert not list(tmp_path.rglob("card.json"))
-        assert not list(tmp_path.rglob("*.part"))
-        hub.announced.clear()
-        keys = TINY_HUB | {"sha256": "b" * 64}
-        code, message = finish(start(hub.endpoint, tmp_path, ("tag", "s0", keys)))
-        assert code == 2
-        assert f"expected sha256 {'b' * 64}, found " in message
-        assert not list(tmp_path.rglob("card.json"))
+        hub.announced["org/vit/model.safetensors"] = "a" * 64
+        lines = finish(start(hub.endpoint, tmp_path, *[("m", "s0", keys) for keys, _ in cases]))
+    print(*lines, sep="\n")
+    assert len(lines) == len(cases)
+    for line, (_, message) in zip(lines, cases, strict=True):
+        assert message in line
+    assert not list(tmp_path.rglob("card.json"))
+    assert not list(tmp_path.rglob("final"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_without_network_one_line_says_where_to_fetch(offline, tmp_path):
+def test_without_network_one_line_says_where_to_fetch_and_other_seeds_need_none(offline, tmp_path):
     with serve({}) as hub:
         closed = hub.endpoint
     begun = time.monotonic()
-    code, message = finish(start(closed, tmp_path, ("tag", "s0", TINY_HUB), HF_HUB_OFFLINE=offline))
-    assert code == 2
-    assert message.count("\n") == 1
-    assert "run `python -m eqbench fetch model=tag seed=s0` on a machine with network" in message
+    calls = [("tag", "s1", TINY_HUB), ("tag", "s0", TINY_HUB), ("org", "s1", {"timm": "hf-hub:org/vit"})]
+    first, *others = finish(start(closed, tmp_path, *calls, HF_HUB_OFFLINE=offline))
+    assert first == "fetched"
+    for line, model in zip(others, ("tag seed=s0", "org seed=s1"), strict=True):
+        assert f"run `python -m eqbench fetch model={model}` on a machine with network" in line
     assert time.monotonic() - begun < 30  # importing torch included; no retries
-    assert not list(tmp_path.rglob("card.json"))
-
-
-def test_the_init_of_a_tag_needs_no_network(tmp_path):
-    code, _ = finish(start("http://127.0.0.1:9", tmp_path, ("tag", "s1", TINY_HUB), HF_HUB_OFFLINE="1"))
-    assert code == 0
     assert list(weights.read_card(tmp_path / "weights", "tag", "s1")["states"]) == ["init"]
+    assert not weights.card_path(tmp_path / "weights", "tag", "s0").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("hf-hub:org/none", "'org/none': not on http://"),
-        ("hf-hub:org/vit@other", "'org/vit@other': not on http://"),
-        ("hf-hub:a/b/c", "'a/b/c': not on http://"),
-        (TAG.replace("160", "224"), "did you mean 'r160_in1k'"),
-    ],
-)
-def test_what_the_hub_does_not_have_is_said_in_one_line(name, message, repositories, tmp_path):
+def test_the_few_tags_that_lie_outside_the_hub(repositories, tmp_path):
+    content = repositories[f"timm/{TAG}"]["model.safetensors"]
+    start = hashlib.sha256(content).hexdigest()[:8]
+    names = {f"w-{start}.safetensors": content, "w-00000000.safetensors": content}
+    with serve({"org/release": names}) as hub:
+        url = f"{hub.endpoint}/cdn/org/release/w-{{}}.safetensors"
+        assert download_url(url.format(start), tmp_path).read_bytes() == content
+        with pytest.raises(UserError, match="expected sha256 00000000, found"):
+            download_url(url.format("00000000"), tmp_path)
+    with serve({}) as hub:
+        closed = hub.endpoint
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        download_url(f"{closed}/w-{start}.safetensors", tmp_path / "other")
+    assert time.monotonic() - begun < 5
+    assert [path.name for path in tmp_path.rglob("w-*")] == [f"w-{start}.safetensors"]
+
+
+FILL = "from huggingface_hub import hf_hub_download as get; [get(repo, name) for repo, name in {files!r}]"
+
+
+def test_the_cache_of_huggingface_is_used_offline(repositories, tmp_path):
+    files = [(f"timm/{TAG}", "model.safetensors"), ("org/vit", "config.json"), ("org/vit", "model.safetensors")]
     with serve(repositories) as hub:
-        code, out = finish(start(hub.endpoint, tmp_path, ("m", "s0", {"timm": name})))
-    assert code == 2
-    assert message in out
-    assert out.count("\n") == 1
+        env = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
+        subprocess.run([sys.executable, "-c", FILL.format(files=files)], env=env, check=True, capture_output=True)
+        seen = len(hub.log)
+        calls = [("tag", "s0", TINY_HUB), ("vit", "s0", {"timm": "hf-hub:org/vit"})]
+        assert finish(start(hub.endpoint, tmp_path, *calls, HF_HUB_OFFLINE="1")) == ["fetched"] * 2
+        assert len(hub.log) == seen
+        blob = (tmp_path / "home" / "hub" / "models--org--vit" / "snapshots" / COMMIT / "model.safetensors").resolve()
+        blob.write_bytes(blob.read_bytes()[:-1] + b"x")  # the cache is checked as well
+        (line,) = finish(start(hub.endpoint, tmp_path, ("bad", "s0", calls[1][2]), HF_HUB_OFFLINE="1"))
+        assert f"{blob}: expected sha256 {blob.name}, found" in line
+    assert same(final(tmp_path / "weights", "vit").module, tiny(name="test_vit"))
+    assert weights.read_card(tmp_path / "weights", "tag", "s0")["origin"]["revision"] == COMMIT
 
 
 def test_a_card_is_json_without_times(lite):
