@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from eqbench.config import digest
 from eqbench.data import Dataset
 from eqbench.errors import UserError
 from eqbench.feeding import Images, act
+from eqbench.fetch import versions
 from eqbench.groups import FiniteGroup
 
 CHECKPOINT = "checkpoint.pt"
@@ -60,8 +60,7 @@ def train(
     train_set, test_set = (data.load(data_name, data_conf, split) for split in (schema.Split.train, schema.Split.test))
     _check(train_set, test_set)
     shas = {"train": train_set.sha256, "test": test_set.sha256}
-    versions = {name: version(name) for name in ("eqbench", "torch", "timm")}
-    identity = [model_id, seed, config, asdict(recipe), augment.name, shas, versions]
+    identity = [model_id, seed, config, asdict(recipe), augment.name, shas, versions()]
 
     card = weights.card_path(root, model_id, seed)
     card.unlink(missing_ok=True)
@@ -79,11 +78,11 @@ def train(
         "seed": seed,
         "source": str(schema.Source.train),
         "timm": conf.timm,
-        "licence": None,
+        "licence": conf.licence,
         "origin": "trained here",
         "states": run.states,
         "facts": models.facts(run.averaged.module),
-        "versions": versions,
+        "versions": versions(),
         "config": config,
         "recipe": asdict(recipe),
         "metrics": run.history,
@@ -191,16 +190,9 @@ class _Run:
                 f"model '{self.model_id}', seed {self.seed}: the loss is not finite in epoch {self.epoch}: in "
                 f"conf/train/{self.conf.train}.yaml lower lr (now {self.recipe.lr:g}), or set clip_grad"
             )
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.history.append(
-            {
-                "epoch": self.epoch,
-                "lr": lr,
-                "train_loss": train_loss,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-            }
-        )
+        lr = self.optimizer.param_groups[0]["lr"]  # of the last update
+        losses = {"train_loss": train_loss, "test_loss": test_loss}
+        self.history.append({"epoch": self.epoch, "lr": lr, **losses, "test_accuracy": test_accuracy})
         if self.epoch in self.recipe.save:
             self.save(f"epoch-{self.epoch:03d}")
         self._write(checkpoint)
