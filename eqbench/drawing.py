@@ -68,9 +68,10 @@ def panels(names: Iterable[str]) -> tuple[Figure, dict[str, Axes]]:
     return figure, found
 
 
-def by_model(rows: pd.DataFrame, colours: Colours) -> list[tuple[str, str, str, pd.DataFrame]]:
-    """(model, colour, marker, its rows), sorted."""
-    return [(str(model), *colours[str(model)][:2], own) for model, own in rows.groupby("model", sort=True)]
+def by_label(rows: pd.DataFrame, colours: Colours) -> list[tuple[str, str, pd.DataFrame]]:
+    """(colour, marker, its rows) for each entry of the legend, sorted: few artists, however many models."""
+    labels = rows["model"].map(lambda model: colours[str(model)][2])
+    return [(*colours[str(own["model"].iloc[0])][:2], own) for _, own in rows.groupby(labels, sort=True)]
 
 
 def mark(marker: str, colour: str, label: str, *, hollow: bool = False, line: bool = False) -> Line2D:

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from eqbench.cells import data_of
 from eqbench.config import UNGROUPED
-from eqbench.drawing import PALETTE, STYLE, WIDTH, Titles, by_model, colours_of, legend, mark, panels, svg, words
+from eqbench.drawing import STYLE, WIDTH, Titles, by_label, colours_of, legend, mark, panels, svg, words
 from eqbench.leaderboard import RANKED, Board
 from eqbench.metrics import METRICS
 from eqbench.results import Status, write_text
@@ -23,7 +23,7 @@ FIGURES = {
     "tradeoff": "Accuracy against equivariance, a panel a group. Filled: trained; hollow: untrained; crosses: 95 % "
     "intervals. Models measured on images without labels have no accuracy and stand in the grey strip.",
     "heatmap": f"{RANKED.title} {RANKED.symbol} of each trained model under each group: lower is more equivariant. "
-    "Hatched: a cell behind the number failed, was skipped, is stale or was not run, so it has no rank.",
+    "Hatched: a cell behind the number failed, was skipped, is stale or was not run, so it has no rank (a board of more than 40 rows: grey, values in the table).",
     "emergence": f"What training changed: {RANKED.symbol} untrained and trained, a panel a group. Bars: 95 % intervals, "
     "enveloped over seeds. Grey band: the null (shuffled image pairs).",
     "spectrum": "Largest Hessian eigenvalues (circles) and the smallest (triangles), untrained above trained, every "
@@ -64,7 +64,7 @@ def _tradeoff(board: Board, titles: Titles) -> Figure | None:
     colours = colours_of(board)
     figure, grid = panels(table["group"].unique())
     for number, (group, axes) in enumerate(grid.items()):
-        for k, (model, colour, marker, own) in enumerate(by_model(table[table["group"] == group], colours)):
+        for k, (colour, marker, own) in enumerate(by_label(table[table["group"] == group], colours)):
             for suffix, face, state in (("_init", "white", "untrained"), ("", colour, "trained")):
                 x, y = own[RANKED.name + suffix], own["accuracy" + suffix]
                 gid = f"points-{number}-{k}{suffix}"
@@ -72,7 +72,7 @@ def _tradeoff(board: Board, titles: Titles) -> Figure | None:
                 titles[gid] = [
                     f"{model} on {data}, {group}, {state}: {RANKED.symbol} {error:.3g}, "
                     + ("no labels" if math.isnan(accuracy) else f"accuracy {accuracy:.3g}")
-                    for data, error, accuracy in zip(own["data"], x, y, strict=True)
+                    for model, data, error, accuracy in zip(own["model"], own["data"], x, y, strict=True)
                     if not math.isnan(error)
                 ]
                 _crosses(axes, own, suffix, colour)
@@ -115,21 +115,13 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
     axes = figure.add_axes((left / width, bottom, (width - left - right) / width, share))
     peak = max(1.0, float(table[RANKED.name].max()))
     paint, norm = matplotlib.colormaps["cividis"], Normalize(0, peak)
-    for row in table.to_dict("records"):
-        i, j = rows.index((row["data"], row["model"])), groups.index(row["group"])
-        value, ranked = row[RANKED.name], not isinstance(row["unranked"], str)
-        face = "#ececec" if math.isnan(value) else paint(norm(value))
-        ink = "white" if not math.isnan(value) and norm(value) < 0.55 else "#222222"
-        shown = row["status"] if math.isnan(value) else f"{value:.2f}"
-        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white", gid=f"box-{i}-{j}"))
-        titles[f"box-{i}-{j}"] = [
-            f"{row['model']} on {row['data']}, {row['group']}: {shown}" + ("" if ranked else f" ({row['unranked']})")
-        ]
-        if not ranked:
-            axes.add_patch(Rectangle((j, i), 1, 1, fill=False, hatch="////", edgecolor=ink, linewidth=0, alpha=0.5))
-        if few:
-            pad = None if ranked else {"facecolor": face, "edgecolor": "none", "pad": 1.5}
-            axes.text(j + 0.5, i + 0.5, shown, ha="center", va="center", color=ink, fontsize=8.5, bbox=pad)
+    if few:
+        _boxes(axes, table, rows, groups, lambda value: paint(norm(value)), titles)
+    else:
+        known = table[table["unranked"].isna()].set_index(["data", "model", "group"])[RANKED.name]
+        grid = known.unstack("group").reindex(index=rows, columns=groups)
+        axes.set_facecolor("#ececec")
+        axes.imshow(grid, paint, norm, aspect="auto", interpolation="nearest", extent=(0, len(groups), len(rows), 0))
     axes.set(xlim=(0, len(groups)), ylim=(len(rows), 0))
     axes.set_xticks([j + 0.5 for j in range(len(groups))], groups)
     step = 1 if few else math.ceil(len(rows) / 90)
@@ -146,33 +138,63 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
     return figure
 
 
+def _boxes(
+    axes: Axes,
+    table: pd.DataFrame,
+    rows: list[tuple[str, str]],
+    groups: list[str],
+    paint: Callable[[float], Any],
+    titles: Titles,
+) -> None:
+    """One box a row of the table, with its value, hatched where the row has no rank."""
+    for row in table.to_dict("records"):
+        i, j = rows.index((row["data"], row["model"])), groups.index(row["group"])
+        value, ranked = row[RANKED.name], not isinstance(row["unranked"], str)
+        face = "#ececec" if math.isnan(value) else paint(value)
+        ink = "#222222" if math.isnan(value) or sum(face[:3]) > 1.35 else "white"
+        shown = row["status"] if math.isnan(value) else f"{value:.2f}"
+        axes.add_patch(Rectangle((j, i), 1, 1, facecolor=face, edgecolor="white", gid=f"box-{i}-{j}"))
+        titles[f"box-{i}-{j}"] = [
+            f"{row['model']} on {row['data']}, {row['group']}: {shown}" + ("" if ranked else f" ({row['unranked']})")
+        ]
+        if not ranked:
+            axes.add_patch(Rectangle((j, i), 1, 1, fill=False, hatch="////", edgecolor=ink, linewidth=0, alpha=0.5))
+        pad = None if ranked else {"facecolor": face, "edgecolor": "none", "pad": 1.5}
+        axes.text(j + 0.5, i + 0.5, shown, ha="center", va="center", color=ink, fontsize=8.5, bbox=pad)
+
+
 def _emergence(board: Board, titles: Titles) -> Figure | None:
     name = RANKED.name
     table = board.table.dropna(subset=[name, f"{name}_init"])
     if table.empty:
         return None
     colours = colours_of(board)
-    spread = 0.03 if len(colours) <= len(PALETTE) else 0.0
     figure, grid = panels(table["group"].unique())
     for number, (group, axes) in enumerate(grid.items()):
-        models = by_model(table[table["group"] == group], colours)
         nulls = table.loc[table["group"] == group, f"{name}_null"].dropna()
         if len(nulls):
             axes.axhspan(nulls.min() - 0.01, nulls.max() + 0.01, color="#dcdcdc", zorder=0)
-        for k, (model, colour, marker, own) in enumerate(models):
-            shift = spread * (k - (len(models) - 1) / 2)
-            for n, row in enumerate(own.to_dict("records")):
-                first, last = row[f"{name}_init"], row[name]
-                gid = f"slope-{number}-{k}-{n}"
-                axes.plot(
-                    [shift, 1 + shift], [first, last], color=colour, linewidth=1.3, marker=marker, ms=4.5, gid=gid
+        labels = by_label(table[table["group"] == group], colours)
+        for k, (colour, marker, own) in enumerate(labels):
+            left = 0.03 * (k - (len(labels) - 1) / 2)
+            lines: list[tuple[float, float]] = []
+            bars: list[tuple[float, float]] = []
+            for row in own.to_dict("records"):
+                lines += [(left, row[f"{name}_init"]), (1 + left, row[name]), (math.nan, math.nan)]
+                for x, suffix in ((left, "_init"), (1 + left, "")):
+                    bars += [(x, row[f"{name}{suffix}_lo"]), (x, row[f"{name}{suffix}_hi"]), (math.nan, math.nan)]
+            axes.plot(*zip(*lines, strict=True), color=colour, linewidth=1.3)
+            axes.plot(*zip(*bars, strict=True), color=colour, linewidth=1, alpha=0.7)
+            said = [
+                f"{model} on {data}, {group}: {RANKED.symbol} {first:.3g} untrained, {last:.3g} trained"
+                for model, data, first, last in zip(
+                    own["model"], own["data"], own[f"{name}_init"], own[name], strict=True
                 )
-                titles[gid] = [
-                    f"{model} on {row['data']}, {group}: {RANKED.symbol} {first:.3g} untrained, {last:.3g} trained"
-                ]
-                bars = [row[f"{name}{end}"] for end in ("_init_lo", "_init_hi", "_lo", "_hi")]
-                axes.plot([shift, shift, math.nan, 1 + shift, 1 + shift], [*bars[:2], math.nan, *bars[2:]], color=colour,
-                          linewidth=1, alpha=0.7)  # fmt: skip
+            ]
+            for x, column in ((left, f"{name}_init"), (1 + left, name)):
+                gid = f"ends-{number}-{k}-{'init' if x == left else 'final'}"
+                axes.scatter([x] * len(own), own[column], 22, marker=marker, color=colour, gid=gid, zorder=3)
+                titles[gid] = said
         axes.set_xticks([0, 1], ["untrained", "trained"])
         axes.set(xlim=(-0.3, 1.3), ylim=(0, None))
     figure.supylabel(f"{RANKED.title} {RANKED.symbol} (lower: more equivariant)", fontsize=9)

@@ -1,0 +1,206 @@
+"""The page: complete, escaped, deterministic and light, on whole, partial, failing and empty boards."""
+
+import base64
+import gzip
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from random import Random
+
+import pytest
+
+from eqbench import schema
+from eqbench.cells import names
+from eqbench.config import Cell, Plan, load_suite
+from eqbench.leaderboard import Board, load, write
+from eqbench.metrics import METRICS
+from eqbench.plots import FIGURES, plot
+from eqbench.report import FILES, number, report
+from eqbench.results import Measure, Result
+from tests.board import fail, fill
+
+EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text of each leaderboard row."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.rows, self.table = [], [], [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.table = self.table or ("id", "board") in attrs
+        if self.table and tag == "tr":
+            self.rows.append("")
+
+    def handle_endtag(self, tag):
+        self.table = self.table and tag != "table"
+
+    def handle_data(self, data):
+        if self.table and self.rows:
+            self.rows[-1] += f" {data}"
+
+
+def build(folder, change=None, figures=False):
+    plan = load_suite("demo")
+    fill(folder / "cells", plan, change=change)
+    board = load(plan, folder / "cells")
+    write(board, folder)
+    if figures:
+        plot(board, folder)
+    path = report(board, folder)
+    assert path == folder / FILES[0]
+    return board, path.read_text()
+
+
+def test_page_of_a_whole_board(tmp_path):
+    board, html = build(tmp_path, figures=True)
+    page = Page(html)
+    assert len(page.rows) == 1 + len(board.table)
+    assert page.tags.count("h1") == page.tags.count("main") == 1
+    for metric in METRICS.values():
+        assert f'id="g-{metric.name}"' in html, "the glossary has every metric"
+    for name, caption in FIGURES.items():
+        assert f'<svg id="{name}"' in html
+        assert caption in html
+    for model in board.facts:
+        assert f'<article id="m-{model}">' in html
+    assert "96 of 96" in html
+    first = board.table.iloc[0]
+    text = " ".join(page.rows[1].split())
+    assert text.startswith(f"{first.model} {first.family} {first.data} {first.group} {first['rank']}")
+    for key in ("", "_lo", "_hi", "_floor", "_null", "_init", "_emergence"):
+        assert number(first[f"lattice_error_aligned{key}"]) in text
+    assert "lower is better" in page.rows[0]
+    assert "higher is better" in page.rows[0]
+    path = tmp_path / "index.html"
+    assert report(load(board.plan, tmp_path / "cells"), tmp_path).read_text() == html == path.read_text()
+
+
+def test_page_asks_nothing_of_the_network(tmp_path):
+    _, html = build(tmp_path, figures=True)
+    page = Page(html)
+    places = [value for key, value in page.attributes if key in ("src", "href", "xlink:href", "action", "data")]
+    assert places
+    assert {place for place in places if not place.startswith("#")} == {"leaderboard.csv", "results.csv"}
+    assert not re.search(r"url\((?!#)|@import", html)
+    assert "default-src 'none'" in html
+
+
+def test_ids_are_unique_and_links_lead_somewhere(tmp_path):
+    _, html = build(tmp_path, figures=True)
+    page = Page(html)
+    ids = [value for key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for key, value in page.attributes if key == "href" and value[:1] == "#" and value != "#"} <= set(
+        ids
+    )
+
+
+def test_everything_from_results_is_escaped(tmp_path):
+    def change(cell, result):
+        result.provenance |= {"family": EVIL, "licence": EVIL, "git": EVIL, "weights": EVIL, "torch": EVIL}
+        result.cost["device"] = EVIL
+        if cell.group == "c4":
+            return fail(result, EVIL)
+        if cell.group == "d4":
+            result.metrics["lattice_error_aligned"] = Measure(None, reason=EVIL)
+        return result
+
+    _, html = build(tmp_path, change, figures=True)
+    _, clean = build(tmp_path / "clean", figures=True)
+    assert EVIL not in html
+    assert "<script>alert" not in html
+    page = Page(html)
+    assert page.tags.count("script") == Page(clean).tags.count("script") == 2
+    assert "img" not in page.tags
+    assert not [key for key, _ in page.attributes if key.startswith("on")]
+    assert html.count("&lt;script&gt;alert(") > 30
+
+
+def test_failed_cells_are_rows_with_their_reasons(tmp_path):
+    broken = {"vit_digits": "no layout for tokens", "resnet_digits": "out of memory"}
+    board, html = build(tmp_path, lambda c, r: fail(r, broken[c.model]) if c.model in broken else r)
+    rows = [" ".join(row.split()) for row in Page(html).rows[1:]]
+    assert len(rows) == len(board.table)
+    vit = [row for row in rows if row.startswith("vit_digits")]
+    assert len(vit) == 4
+    assert all("— s0: failed: no layout for tokens" in row and row.endswith("failed 0 of 8") for row in vit)
+    assert f"{board.counts['failed']} failed" in html
+    for cell in board.plan.cells:
+        if cell.model in broken:
+            assert f'<th scope="row">{cell}</th><td class="failed">failed</td><td>{broken[cell.model]}</td>' in html
+
+
+@pytest.mark.parametrize("keep", [(), ("vit_digits",)])
+def test_partial_and_empty_boards_have_a_page(tmp_path, keep):
+    board, html = build(tmp_path, lambda cell, result: result if cell.model in keep else None)
+    page = Page(html)
+    assert len(page.rows) == 1 + len(board.table) == 21
+    assert f"{board.counts['ok']} of 96" in html
+    assert f"{board.counts['not run']} not run" in html
+    assert "is not drawn yet" in html
+    assert ("Emergence" in page.rows[0]) == bool(keep), "columns without a number are left out"
+
+
+def test_embedded_csv_is_the_leaderboard(tmp_path):
+    _, html = build(tmp_path)
+    (packed,) = re.findall(r'<script type="application/gzip" id="csv-data">([^<]*)</script>', html)
+    assert gzip.decompress(base64.b64decode(packed)) == (tmp_path / "leaderboard.csv").read_bytes()
+
+
+def test_a_large_figure_is_linked(tmp_path):
+    board, _ = build(tmp_path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures/heatmap.svg").write_text("<svg>" + " " * 500_000 + "</svg>")
+    html = report(board, tmp_path).read_text()
+    assert '<a href="figures/heatmap.svg">' in html
+    assert len(html) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1.0, "1"), (0.0004, "4e−4"), (0.0005, "0.001"), (-0.25, "−0.250"), (9.999, "10.00"), (33.0, "33"),
+     (123.4, "123"), (98765.4, "98,765"), (float("nan"), "—"), (None, "—")],
+)  # fmt: skip
+def test_numbers_for_the_eye(value, text):
+    assert number(value) == text
+
+
+@dataclass(frozen=True)
+class Grid(Plan):
+    """A plan whose models have no files under conf/."""
+
+    def plain(self, kind, name):
+        return {"timm": name, "source": "hub", "licence": None, "image_size": None} if kind == "model" else {}
+
+
+def test_three_hundred_models_and_twelve_groups_stay_light(tmp_path):
+    groups = [f"group{i}" for i in range(12)]
+    plan = Grid("big", schema.Pack.group, {}, ())
+    results, random = {}, Random(0)
+    kinds = [m for m in METRICS.values() if m.probe == "orbit" and not m.name.startswith("js_")]
+    for i in range(300):
+        for group in groups:
+            for state in ("init", "final"):
+                cell = Cell("big", f"some_architecture_{i}.a1_in1k", "s0", state, group, "orbit")
+                plan.cells[cell] = ("imagenet", None)
+                value = random.uniform(0.1, 1.1)
+                measures = {
+                    m.name: Measure(value, value * 0.9123456, value * 1.1234567, 5000, value / 1e5, 1.4) for m in kinds
+                }
+                known = {
+                    "family": f"family{i % 25}",
+                    "weights": f"{i:064x}",
+                    "parameters": 10**6 + i,
+                    "git": "abc",
+                    "eqbench": "1",
+                }
+                results[cell] = Result(names(plan, cell), metrics=measures, provenance=known)
+    html = report(Board(plan, results, {}), tmp_path).read_text()
+    assert len(Page(html).rows) == 3601
+    assert len(html.encode()) < 5_000_000
