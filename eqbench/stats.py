@@ -35,7 +35,7 @@ def bootstrap(statistic: Statistic, n: int, count: int) -> tuple[float, float, f
     >>> x = np.arange(1000.0)
     >>> value, lo, hi = bootstrap(lambda w: w @ x / w.sum(-1), 1000, 2000)
     >>> standard_error = x.std() / 1000**0.5
-    >>> value == x.mean() and abs((hi - lo) / (2 * 1.96 * standard_error) - 1) < 0.05
+    >>> bool(value == x.mean() and abs((hi - lo) / (2 * 1.96 * standard_error) - 1) < 0.05)
     True
     """
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -2,6 +2,7 @@
 
 Only modes that agree with finite differences are used: reverse-over-forward is silently wrong for some normalisation
 layers (pytorch#196700), so `grad(jvp(f))` does not occur here; `jvp(grad(f))` serves as the independent second opinion.
+Nor are second derivatives batched by vmap: those of a layer norm are off by 0.2-3 % in torch 2.15 (torch.func.hessian).
 """
 
 import copy
@@ -133,7 +134,7 @@ class Hessian:
                 outputs, self.parameters, vectors, retain_graph=keep, allow_unused=True, materialize_grads=True
             )
         except (NotImplementedError, RuntimeError) as error:
-            if "not implemented" in str(error) or "derivative" in str(error):
+            if any(words in str(error) for words in ("not implemented", "derivative", "differentiate twice")):
                 raise Unsupported(f"no second derivative: {str(error).splitlines()[0]}") from None
             raise
         return _flat(second)

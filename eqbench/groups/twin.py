@@ -129,10 +129,11 @@ def aligned_size(network: nn.Module, group: FiniteGroup, native: int, below: int
     """
     twin = symmetrise(blank(network), group)
     tried: dict[int, float] = {}
+    like = next(network.parameters(), torch.zeros(()))
     sizes = range(max(native - below, 8), native + above + 1)
     for size in sorted(sizes, key=lambda size: (abs(size - native), -size)):
         generator = torch.Generator().manual_seed(size)
-        x = torch.rand(4, 3, size, size, generator=generator).to(next(network.parameters()))
+        x = torch.rand(4, 3, size, size, generator=generator).to(like)
         try:
             reset_batch_norm(twin, [x])
             tried[size] = relative_error((twin(group.act(x, g)) for g in group.generators()), twin(x))

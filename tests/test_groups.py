@@ -1,0 +1,136 @@
+"""Group actions: the law, the lattice, the placebos; and the symmetrised twin that tells grid from network."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from eqbench.errors import UserError
+from eqbench.groups import GROUPS, PLACEBOS, get
+from eqbench.groups.lattice import D4, HFLIP, VFLIP, Element
+from eqbench.groups.twin import aligned_size, relative_error, reset_batch_norm, symmetrise
+
+
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("name", GROUPS)
+def test_law_identity_and_exactness(name, size):
+    group = get(name)
+    x = torch.arange(2 * size * size, dtype=torch.float32).reshape(2, size, size)
+    elements = group.elements()
+    assert torch.equal(group.act(x, elements[0]), x)
+    assert len(set(elements)) == len(elements)
+    for g in elements:
+        assert torch.equal(group.act(x, g).flatten(1).sort().values, x.flatten(1))  # pixels move, none is made up
+        for h in elements:
+            product = group.multiply(g, h)
+            assert product in elements
+            assert torch.equal(group.act(x, product), group.act(group.act(x, h), g))
+
+
+def test_a_wrong_law_is_noticed():
+    """Mutation: ignoring that a mirror reverses the sense of rotation breaks the law on d4."""
+    group, x = get("d4"), torch.rand(1, 6, 6)
+    wrong = [
+        (g, h)
+        for g in D4
+        for h in D4
+        if not torch.equal(
+            group.act(x, Element((g.turns + h.turns) % 4, g.mirrored != h.mirrored)), group.act(group.act(x, h), g)
+        )
+    ]
+    assert wrong
+
+
+@pytest.mark.parametrize("name", [n for n in GROUPS if n != "none"])
+def test_generators_generate(name):
+    group = get(name)
+    reached = {group.elements()[0]}
+    for _ in group.elements():
+        reached |= {group.multiply(g, h) for g in group.generators() for h in reached}
+    assert reached == set(group.elements())
+
+
+def test_named_elements_do_what_they_say():
+    x = torch.rand(3, 5, 5)
+    assert torch.equal(get("d4").act(x, HFLIP), x.flip(-1))
+    assert torch.equal(get("d4").act(x, VFLIP), x.flip(-2))
+    assert torch.equal(get("c4").act(x, Element(1, False)), x.rot90(1, (-2, -1)))
+
+
+@pytest.mark.parametrize(("name", "placebo"), PLACEBOS.items())
+def test_a_placebo_is_another_group_of_the_same_order(name, placebo):
+    assert len(get(name).elements()) == len(get(placebo).elements())
+    assert set(get(name).elements()) != set(get(placebo).elements())
+
+
+def test_turning_an_oblong_image_is_refused():
+    with pytest.raises(UserError, match=r"square.*4 x 6"):
+        get("c4").act(torch.rand(1, 3, 4, 6), Element(1, False))
+    assert get("hflip").act(torch.rand(1, 3, 4, 6), HFLIP).shape == (1, 3, 4, 6)
+
+
+def _twin_error(name: str, size: int, **options) -> float:
+    torch.manual_seed(0)
+    group = get("hflip")
+    twin = symmetrise(timm.create_model(name, **options).eval(), group)
+    x = torch.rand(4, 3, size, size)
+    with torch.no_grad():
+        reset_batch_norm(twin, [x])
+        return relative_error([twin(x.flip(-1))], twin(x))
+
+
+def test_the_grid_not_the_network():
+    """Strided odd kernels are mirror-symmetric at 32 k + 1 px only, patch stems at multiples of the patch only."""
+    assert _twin_error("resnet18", 225) < 1e-4 < 0.1 < _twin_error("resnet18", 224)
+    assert _twin_error("convnext_atto", 224) < 1e-4 < 0.1 < _twin_error("convnext_atto", 225)
+
+
+@pytest.mark.parametrize(
+    ("name", "native", "expected", "options"),
+    [
+        ("test_resnet", 32, 33, {"avg_down": False}),
+        ("test_convnext", 32, 32, {}),
+        ("test_vit", 32, 32, {"img_size": 32}),
+        ("densenet121", 222, 221, {}),
+        ("mixer_s32_224", 224, 224, {}),
+    ],
+)
+def test_aligned_size(name, native, expected, options):
+    network = timm.create_model(name, num_classes=10, **options).eval()
+    size, floor = aligned_size(network, get("d4"), native, 2, 2)
+    assert size == expected
+    assert floor < 1e-3
+
+
+def test_aligned_size_says_when_there_is_none():
+    """2 x 2 average pools want even maps, strided 3 x 3 convolutions odd ones."""
+    network = timm.create_model("test_resnet", num_classes=10).eval()
+    assert aligned_size(network, get("hflip"), 32, 2, 2)[1] > 0.1
+
+
+def test_aligned_size_is_the_architectures_not_the_weights():
+    network = timm.create_model("test_resnet", num_classes=10, avg_down=False).eval()
+    first = aligned_size(network, get("hflip"), 32, 2, 2)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.7)
+    assert aligned_size(network, get("hflip"), 32, 2, 2) == first
+
+
+def test_an_unsymmetrised_network_is_not_invariant():
+    """Mutation: leaving the kernels alone fails the floor that the twin reaches."""
+    network = timm.create_model("test_convnext", num_classes=10).eval()
+    x = torch.rand(8, 3, 32, 32)
+    with torch.no_grad():
+        twin = symmetrise(network, get("hflip"))
+        assert relative_error([twin(x.flip(-1))], twin(x)) < 1e-4
+        assert relative_error([network(x.flip(-1))], network(x)) > 1e-2
+
+
+def test_batch_norm_reset_takes_the_statistics_of_the_images():
+    norm = nn.BatchNorm2d(3).eval()
+    x = torch.randn(64, 3, 4, 4) * 3 + 5
+    reset_batch_norm(norm, [x])
+    assert not norm.training
+    assert norm.momentum == 0.1
+    torch.testing.assert_close(norm.running_mean, x.mean((0, 2, 3)))

@@ -1,0 +1,258 @@
+"""The orbit probe against its definitions, written out naively; exact cases; statistics of its intervals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import eqbench
+from eqbench.errors import UserError
+from eqbench.groups import get
+from eqbench.probes import base, orbit
+from eqbench.probes.base import tensor_subject
+from eqbench.results import Status
+from eqbench.schema import Orbit
+from eqbench.stats import bootstrap, resamples
+
+N, C = 24, 5
+
+
+class Net(nn.Module):
+    """Small, and anything but symmetric."""
+
+    def __init__(self, classes: int = C) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), nn.Flatten(), nn.LazyLinear(classes))
+
+    def forward(self, x):
+        return 4 * self.body(x)
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    x, y = torch.rand(N, 3, 9, 9), torch.randint(C, (N,))
+    net = Net()
+    net(x)
+    return net, x, y
+
+
+def naive(net, x, y, name, placebo):
+    """Every metric by its definition, an image and an element at a time, in float64 on the float32 logits."""
+    group = get(name)
+    with torch.no_grad():
+        logits = [[net(group.act(image[None], g))[0].double() for g in group.elements()] for image in x]
+    still = torch.stack([row[0] for row in logits])
+    mean = still.mean(0)
+    gaps = [sum(float((f - row[0]).square().sum()) for f in row[1:]) / (len(row) - 1) for row in logits]
+    found = {"lattice_error": math.sqrt(sum(gaps) / sum(float((f - mean).square().sum()) for f in still))}
+    losses, mixed, entropies, mixed_entropies, agree, orbit_right = [], [], [], [], [], []
+    for row, label in zip(logits, y, strict=True):
+        p = [f.softmax(0) for f in row]
+        average = sum(p) / len(p)
+        losses.append(sum(-math.log(q[label]) for q in p) / len(p))
+        mixed.append(-math.log(average[label]))
+        entropies.append(sum(-float((q * q.log()).sum()) for q in p) / len(p))
+        mixed_entropies.append(-float((average * average.log()).sum()))
+        agree += [int(q.argmax() == p[0].argmax()) for q in p[1:]]
+        orbit_right += [int(q.argmax() == label) for q in p]
+    found["symmetry_share"] = 1 - sum(mixed) / sum(losses)
+    found["js_share"] = 1 - sum(entropies) / sum(mixed_entropies)
+    found["js_divergence"] = (sum(mixed_entropies) - sum(entropies)) / len(x) / math.log(2)
+    found["consistency"] = sum(agree) / len(agree)
+    found["orbit_accuracy"] = sum(orbit_right) / len(orbit_right)
+    top = [int(row[0].argmax()) for row in logits]
+    moved = [int(f.argmax()) for row in logits for f in row[1:]]
+    chance = sum(top.count(c) / len(top) * moved.count(c) / len(moved) for c in range(C))
+    found["kappa"] = (found["consistency"] - chance) / (1 - chance)
+    found["accuracy"] = sum(t == int(label) for t, label in zip(top, y, strict=True)) / len(top)
+    if placebo:
+        other = naive(net, x, y, placebo, None)
+        found["placebo_gap"] = other["symmetry_share"] - found["symmetry_share"]
+        found["js_gap"] = other["js_share"] - found["js_share"]
+    return found
+
+
+@pytest.mark.parametrize(("name", "placebo"), [("hflip", "vflip"), ("c4", "d2_diagonal"), ("d4", "d4_shifted")])
+def test_against_the_definitions(case, name, placebo):
+    net, x, y = case
+    expected = naive(net, x, y, name, placebo)
+    labelled = eqbench.probe("orbit", net, x, y, name, placebo=placebo).metrics
+    for metric in labelled.keys() - {"lattice_error_aligned", "aligned_size"}:
+        assert labelled[metric].value == pytest.approx(expected[metric], abs=1e-6), metric
+    free = eqbench.probe("orbit", net, x, None, name, placebo=placebo).metrics
+    assert free["js_share"].value == pytest.approx(expected["js_share"], abs=1e-6)
+    assert free["js_divergence"].value == pytest.approx(expected["js_divergence"], abs=1e-6)
+    assert free["placebo_gap"].value == pytest.approx(expected["js_gap"], abs=1e-6)
+    assert free.keys().isdisjoint({"symmetry_share", "accuracy", "orbit_accuracy"})
+
+
+@pytest.mark.parametrize(
+    ("place", "mutant", "metric"),
+    [
+        (
+            "log_mean_exp",
+            lambda log_p: log_p.mean(0),
+            "symmetry_share",
+        ),  # the mean of the logs, not the log of the mean
+        ("mean_entropy", lambda log_p: -log_p.mean(-1), "js_share"),
+        (
+            "lattice_error",
+            lambda orbit: lambda w: np.sqrt(w @ (orbit[1] - orbit[0]).square().sum(1).numpy()),
+            "lattice_error",
+        ),
+    ],
+)
+def test_the_definitions_notice_a_mutation(case, monkeypatch, place, mutant, metric):
+    net, x, y = case
+    monkeypatch.setattr(orbit, place, mutant)
+    labels = None if metric == "js_share" else y
+    value = eqbench.probe("orbit", net, x, labels, "hflip").metrics[metric].value
+    assert abs(value - naive(net, x, y, "hflip", None)[metric]) > 1e-3
+
+
+def test_an_invariant_network_is_found_invariant(case):
+    net, x, y = case
+
+    class Averaged(nn.Module):
+        def forward(self, x):
+            return torch.stack([net(get("d4").act(x, g)) for g in get("d4").elements()]).mean(0)
+
+    found = eqbench.probe("orbit", Averaged(), x, y, "d4").metrics
+    assert found["lattice_error"].value < 1e-5
+    assert abs(found["symmetry_share"].value) < 1e-6
+    assert found["consistency"].value == found["kappa"].value == 1
+    assert found["placebo_gap"].lo > 1e-3
+
+
+def test_shuffled_pairs_are_the_null(case):
+    """E of unrelated images is about sqrt 2, and every moved image is paired with another one's."""
+    net, x, _ = case
+    found = eqbench.probe("orbit", net, x, None, "hflip").metrics
+    assert 1.2 < found["lattice_error"].null < 1.7
+    still, moved = orbit._shuffled([torch.arange(9.0)[:, None], torch.arange(9.0)[:, None]])
+    assert (still != moved).all()
+    assert moved.unique().numel() == 9
+
+
+def test_constant_logits_have_no_error_to_report(case):
+    _, x, y = case
+
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), C)
+
+    found = eqbench.probe("orbit", Constant(), x, y, "hflip").metrics
+    assert found["lattice_error"].value is None
+    assert found["lattice_error"].reason
+    assert found["symmetry_share"].value == pytest.approx(0, abs=1e-12)
+
+
+def test_large_common_offset_does_not_cancel():
+    """The spread is taken after centring: an offset of 1e6 leaves the error as it is."""
+    still, moved = torch.randn(40, C).double(), torch.randn(40, C).double()
+    w = np.ones((1, 40))
+    plain = orbit.lattice_error([still, moved])(w)
+    assert orbit.lattice_error([still + 1e6, moved + 1e6])(w) == pytest.approx(plain, rel=1e-6)
+
+
+def test_every_logit_is_computed_once(case):
+    """d4 holds hflip and vflip and transpose: after d4 they cost no forward, whatever the order of the cells."""
+    net, x, y = case
+    subject = tensor_subject(net.eval(), x, y)
+    orbit.run(subject, get("d4"), get("d4_shifted"), Orbit(images=N))
+    before = subject.forwards
+    alone = orbit.run(subject, get("hflip"), get("vflip"), Orbit(images=N))[0]
+    assert subject.forwards == before
+    assert alone == orbit.run(tensor_subject(net.eval(), x, y), get("hflip"), get("vflip"), Orbit(images=N))[0]
+
+
+def test_failures_are_rows(case):
+    _, x, y = case
+
+    class Features(nn.Module):
+        def forward(self, x):
+            return x
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.full((len(x), C), math.nan)
+
+    features = eqbench.probe("orbit", Features(), x, y, "hflip")
+    assert (features.status, features.metrics) == (Status.skipped, {})
+    assert "(24, 3, 9, 9)" in features.reason
+    broken = eqbench.probe("orbit", Broken(), x, y, "hflip")
+    assert broken.status is Status.failed
+    assert "not finite" in broken.reason
+
+
+def test_the_module_is_left_as_it_was(case):
+    net, x, y = case
+    net.train()
+    net.body[1].eval()
+    eqbench.probe("orbit", net, x, y, "hflip")
+    assert net.training
+    assert not net.body[1].training
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "orbt"}, "did you mean 'orbit'"),
+        ({"group": "hflop"}, "did you mean 'hflip'"),
+        ({"group": "none"}, "needs a group"),
+        ({"resample": 3}, "did you mean 'resamples'"),
+        ({"resamples": 3}, "at least 100"),
+        ({"resamples": "many"}, "resamples|Integer"),
+        ({"images": torch.rand(4, 1, 8, 8)}, r"expected \(n, 3, H, H\)"),
+        ({"images": torch.rand(8, 3, 8, 8) * 255}, r"\[0, 1\]"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, "one a image|labels"),
+        ({"mean": [0.5] * 3}, "both"),
+    ],
+)
+def test_mistakes_are_named(case, change, words):
+    net, x, y = case
+    arguments = {"name": "orbit", "module": net, "images": x, "labels": y, "group": "hflip"} | change
+    with pytest.raises(UserError, match=words):
+        eqbench.probe(**arguments)
+
+
+def test_normalisation_outside_equals_inside(case):
+    net, x, y = case
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+
+    class Inside(nn.Module):
+        def forward(self, x):
+            return net((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+
+    inside = eqbench.probe("orbit", Inside(), x, y, "hflip")
+    outside = eqbench.probe("orbit", net, x, y, "hflip", mean=mean.tolist(), std=std.tolist())
+    assert outside.metrics["lattice_error"].value == pytest.approx(inside.metrics["lattice_error"].value, rel=1e-5)
+
+
+def test_resamples_are_the_same_for_everyone():
+    first = resamples(20, 300)
+    resamples.cache_clear()
+    assert (resamples(20, 300) == first).all()
+    assert (first.sum(1) == 20).all()
+
+
+def test_intervals_cover():
+    """95 % intervals of the lattice error hold the population's value in 90-98 % of 300 samples of 100 images."""
+    rng = np.random.default_rng(0)
+    truth, hits = math.sqrt((0.2**2 + 0.2 * 0.8 + 0.8**2) / 3), 0  # E scale^2, the spread being 1
+    for _ in range(300):
+        still = rng.normal(size=(100, C))
+        scale = rng.uniform(0.2, 0.8, size=(100, 1))
+        moved = still + scale * rng.normal(size=(100, C))
+        _, lo, hi = bootstrap(orbit.lattice_error([torch.from_numpy(still), torch.from_numpy(moved)]), 100, 500)
+        hits += lo <= truth <= hi
+    assert 0.90 * 300 <= hits <= 0.985 * 300
+
+
+def test_helpers():
+    p = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+    assert base.mean_entropy(p)[0] == pytest.approx(math.log(2))
+    assert base.log_mean_exp(p).exp().tolist() == pytest.approx([0.7, 0.3])
