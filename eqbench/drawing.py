@@ -45,11 +45,10 @@ def colours_of(board: Board) -> Colours:
     """A colour and a marker a model; a family, where there are more models than colours."""
     families = {model: str(facts.get("family") or "unknown") for model, facts in sorted(board.facts.items())}
     labels = families if len(families) > len(PALETTE) else {model: model for model in families}
-    kinds = sorted(set(labels.values()))
-    return {
-        model: (PALETTE[kinds.index(label) % len(PALETTE)], MARKERS[kinds.index(label) % len(MARKERS)], label)
-        for model, label in labels.items()
-    }
+    looks = {}
+    for i, label in enumerate(sorted(set(labels.values()))):  # colours recur after eight, with other markers
+        looks[label] = (PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
+    return {model: (*looks[label], label) for model, label in labels.items()}
 
 
 def panels(names: Iterable[str]) -> tuple[Figure, dict[str, Axes]]:

@@ -107,7 +107,7 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
     rows = sorted(set(zip(table["data"], table["model"], strict=True)))
     labels = [f"{data} / {model}" for data, model in rows]
     few = len(rows) <= PRINTED
-    left, right, top = 0.25 + 0.068 * max(map(len, labels)), 0.85, 0.45  # inches
+    left, right, top = 0.25 + 0.068 * max(map(len, labels)), 0.85, 0.45 + 0.05 * max(map(len, groups))  # inches
     width = min(WIDTH, left + right + max(0.7, 1.3 - 0.1 * len(groups)) * len(groups))
     height = top + 0.1 + len(rows) * (0.33 if few else max(0.05, 9 / len(rows)))
     figure = Figure(figsize=(width, height))
@@ -123,7 +123,8 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
         axes.set_facecolor("#ececec")
         axes.imshow(grid, paint, norm, aspect="auto", interpolation="nearest", extent=(0, len(groups), len(rows), 0))
     axes.set(xlim=(0, len(groups)), ylim=(len(rows), 0))
-    axes.set_xticks([j + 0.5 for j in range(len(groups))], groups)
+    crowded = sum(map(len, groups)) * 0.08 + 0.2 * len(groups) > width - left - right
+    axes.set_xticks([j + 0.5 for j in range(len(groups))], groups, rotation=90 if crowded else 0)
     step = 1 if few else math.ceil(len(rows) / 90)
     axes.set_yticks([i + 0.5 for i in range(0, len(rows), step)], labels[::step], fontsize=9 if few else 5)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
@@ -176,14 +177,14 @@ def _emergence(board: Board, titles: Titles) -> Figure | None:
             axes.axhspan(nulls.min() - 0.01, nulls.max() + 0.01, color="#dcdcdc", zorder=0)
         labels = by_label(table[table["group"] == group], colours)
         for k, (colour, marker, own) in enumerate(labels):
-            left = 0.03 * (k - (len(labels) - 1) / 2)
+            left = min(0.03, 0.24 / len(labels)) * (k - (len(labels) - 1) / 2)
             lines: list[tuple[float, float]] = []
             bars: list[tuple[float, float]] = []
             for row in own.to_dict("records"):
                 lines += [(left, row[f"{name}_init"]), (1 + left, row[name]), (math.nan, math.nan)]
                 for x, suffix in ((left, "_init"), (1 + left, "")):
                     bars += [(x, row[f"{name}{suffix}_lo"]), (x, row[f"{name}{suffix}_hi"]), (math.nan, math.nan)]
-            axes.plot(*zip(*lines, strict=True), color=colour, linewidth=1.3)
+            axes.plot(*zip(*lines, strict=True), color=colour, linewidth=1.3, alpha=1 if len(own) < 3 else 0.4)
             axes.plot(*zip(*bars, strict=True), color=colour, linewidth=1, alpha=0.7)
             said = [
                 f"{model} on {data}, {group}: {RANKED.symbol} {first:.3g} untrained, {last:.3g} trained"

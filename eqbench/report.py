@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -147,9 +148,9 @@ def _row(row: dict[str, Any], columns: list[Column]) -> dict[str, Any]:
 
 
 def _facet(rows: list[dict[str, Any]], key: str) -> dict[str, int]:
-    """The values of a filter, in the table's order, and how many rows have each."""
-    values = [row[key] or "unknown" for row in rows]
-    return {value: values.count(value) for value in dict.fromkeys(values)}
+    """The values of a filter, families sorted and the others in the table's order, and how many rows have each."""
+    counts = Counter(row[key] or "unknown" for row in rows)
+    return dict(sorted(counts.items()) if key == "family" else counts)
 
 
 def _card(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -178,8 +179,7 @@ def _trouble(board: Board) -> list[Any]:
 
 def _missing(board: Board) -> dict[str, int]:
     """Per model, how many cells are not run."""
-    models = [cell.model for cell in board.plan.cells if board.status(cell) == MISSING]
-    return {model: models.count(model) for model in dict.fromkeys(models)}
+    return Counter(cell.model for cell in board.plan.cells if board.status(cell) == MISSING)
 
 
 def _versions(board: Board) -> list[str]:
