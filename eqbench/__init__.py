@@ -1,9 +1,8 @@
 """eqbench: how equivariant training made a network, and what that does to its loss landscape."""
 
-from importlib.metadata import version
 from typing import Any
 
-__version__ = version("eqbench")
+__version__ = "0.1.0"
 __all__ = ["__version__", "probe"]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eqbench import data, results, schema, weights
+from eqbench import __version__, data, results, schema, weights
 from eqbench.config import UNGROUPED, Cell, Plan
 from eqbench.errors import UserError
 from eqbench.results import Result, Status
@@ -187,7 +187,7 @@ def environment() -> dict[str, Any]:
 
     changes = git("status", "--porcelain", "--", "eqbench") if (folder / ".git").exists() else None
     return {
-        "eqbench": version("eqbench"),
+        "eqbench": __version__,
         "git": git("rev-parse", "HEAD") if changes is not None else None,
         "dirty": bool(changes) if changes is not None else None,
         "python": platform.python_version(),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from eqbench.curvature.lanczos import Operator
@@ -49,5 +49,5 @@ def deflated_trace(operator: Operator, values: Tensor, vectors: Tensor, products
         samples[j] = float(v.double() @ (operator @ v).double())
     value = float(values.double().sum() + samples.mean())
     error = float(samples.std() / products**0.5)
-    half = float(student.ppf(0.975, products - 1)) * error
+    half = float(stdtrit(products - 1, 0.975)) * error
     return Estimate(value, error, value - half, value + half)
