@@ -91,14 +91,12 @@ class Board(Cells):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """A row a (model, data, group), ordered by data (the set with most rows first), group and rank (columns: `COLUMNS`)."""
+        """A row a (model, data, group), ordered by data (the set with most rows first), group and rank, unranked last (columns: `COLUMNS`)."""
         rows = [_row(self, *key, cells) for key, cells in _rows(self.plan).items()]
         _rank(rows)
-        sizes = Counter(row["data"] for row in rows)
+        sizes, last = Counter(row["data"] for row in rows), len(rows) + 1
         place = {key: i for i, key in enumerate(dict.fromkeys((row["data"], row["group"]) for row in rows))}
-        rows.sort(
-            key=lambda r: (-sizes[r["data"]], place[r["data"], r["group"]], r["rank"] or len(rows) + 1, r["model"])
-        )
+        rows.sort(key=lambda r: (-sizes[r["data"]], place[r["data"], r["group"]], r["rank"] or last, r["model"]))
         frame = pd.DataFrame(rows, columns=COLUMNS)
         text = TEXT + [name for name in FACTS if name not in ("parameters", "image_size", "seconds", "dirty")]
         types = dict.fromkeys(COLUMNS, "float64") | dict.fromkeys(text, "str") | dict.fromkeys(COUNTS, "Int64")

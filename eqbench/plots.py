@@ -78,8 +78,9 @@ def _tradeoff(board: Board, titles: Titles) -> Figure | None:
                 _crosses(axes, own, suffix, colour)
         strip = bool(table["accuracy"].isna().any())
         axes.axhspan(-0.22, -0.06, color="#f2f2f2", zorder=0, visible=strip)
-        axes.set(xlim=(0, None), ylim=(-0.22 if strip else -0.02, 1.04))
+        axes.set_ylim(-0.22 if strip else -0.02, 1.04)
         axes.set_yticks([STRIP] * strip + [0, 0.5, 1], ["no labels"] * strip + ["0", "0.5", "1"])
+    axes.set_xlim(left=0)  # shared, and set when all panels are drawn: it ends the automatic scaling
     figure.supxlabel(f"{RANKED.title} {RANKED.symbol} (lower: more equivariant)", fontsize=9)
     figure.supylabel("Top-1 accuracy", fontsize=9)
     more = [mark("o", "#666666", "trained"), mark("o", "#666666", "untrained", hollow=True)]
@@ -107,8 +108,10 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
     rows = sorted(set(zip(table["data"], table["model"], strict=True)))
     labels = [f"{data} / {model}" for data, model in rows]
     few = len(rows) <= PRINTED
-    left, right, top = 0.25 + 0.068 * max(map(len, labels)), 0.85, 0.45 + 0.05 * max(map(len, groups))  # inches
+    left, right, top = 0.25 + 0.068 * max(map(len, labels)), 0.85, 0.45  # inches
     width = min(WIDTH, left + right + max(0.7, 1.3 - 0.1 * len(groups)) * len(groups))
+    crowded = sum(len(group) * 0.08 + 0.15 for group in groups) > width - left - right
+    top += 0.08 * max(map(len, groups)) if crowded else 0
     height = top + 0.1 + len(rows) * (0.33 if few else max(0.05, 9 / len(rows)))
     figure = Figure(figsize=(width, height))
     bottom, share = 0.1 / height, (height - top - 0.1) / height
@@ -123,7 +126,6 @@ def _heatmap(board: Board, titles: Titles) -> Figure | None:
         axes.set_facecolor("#ececec")
         axes.imshow(grid, paint, norm, aspect="auto", interpolation="nearest", extent=(0, len(groups), len(rows), 0))
     axes.set(xlim=(0, len(groups)), ylim=(len(rows), 0))
-    crowded = sum(map(len, groups)) * 0.08 + 0.2 * len(groups) > width - left - right
     axes.set_xticks([j + 0.5 for j in range(len(groups))], groups, rotation=90 if crowded else 0)
     step = 1 if few else math.ceil(len(rows) / 90)
     axes.set_yticks([i + 0.5 for i in range(0, len(rows), step)], labels[::step], fontsize=9 if few else 5)
@@ -197,7 +199,8 @@ def _emergence(board: Board, titles: Titles) -> Figure | None:
                 axes.scatter([x] * len(own), own[column], 22, marker=marker, color=colour, gid=gid, zorder=3)
                 titles[gid] = said
         axes.set_xticks([0, 1], ["untrained", "trained"])
-        axes.set(xlim=(-0.3, 1.3), ylim=(0, None))
+        axes.set_xlim(-0.3, 1.3)
+    axes.set_ylim(bottom=0)
     figure.supylabel(f"{RANKED.title} {RANKED.symbol} (lower: more equivariant)", fontsize=9)
     legend(figure, colours, table["model"], [], line=True)
     return figure

@@ -25,8 +25,8 @@ FILES = ("index.html",)
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
 ARROWS = {True: "↑", False: "↓", None: ""}
 SENSES = {True: "higher is better", False: "lower is better", None: "descriptor"}
-CARD = ("family", "architecture", "parameters", "image_size", "source", "licence", "augment", "dtype")
-VERSIONS = ("eqbench", "git", "dirty", "torch", "timm_version", "python")
+CARD = ("family", "architecture", "parameters", "image_size", "source", "origin", "licence", "augment", "dtype")
+VERSIONS = ("eqbench", "git", "torch", "timm_version", "python")
 
 
 @dataclass(frozen=True)
@@ -158,10 +158,16 @@ def _card(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key in CARD:
         value = facts.get(key)
         if value is not None:
-            yield key.replace("_", " "), f"{value:,}" if key == "parameters" and isinstance(value, int) else str(value)
-    known = [f"{key.removesuffix('_version')} {facts[key]}" for key in VERSIONS if facts.get(key) not in (None, False)]
-    if known:
-        yield "measured with", ", ".join(known)
+            text = ", ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+            yield key.replace("_", " "), f"{value:,}" if key == "parameters" and isinstance(value, int) else text
+    if made := _made_with(facts):
+        yield "measured with", made
+
+
+def _made_with(facts: dict[str, Any]) -> str:
+    """The versions that numbers were made with, in words."""
+    known = [f"{key.removesuffix('_version')} {str(facts[key])[:12]}" for key in VERSIONS if facts.get(key)]
+    return ", ".join(known) + (" (with uncommitted changes)" if facts.get("dirty") else "")
 
 
 def _figure(path: Path) -> Markup | str | None:
@@ -184,9 +190,4 @@ def _missing(board: Board) -> dict[str, int]:
 
 def _versions(board: Board) -> list[str]:
     """Every combination of versions that the numbers were made with."""
-    found = set()
-    for result in board.results.values():
-        known = result.provenance
-        if known:
-            found.add(", ".join(f"{key.removesuffix('_version')} {known[key]}" for key in VERSIONS if key in known))
-    return sorted(found)
+    return sorted({_made_with(result.provenance) for result in board.results.values() if result.provenance})

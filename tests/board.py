@@ -91,6 +91,7 @@ def make(plan: Plan, cell: Cell) -> Result:
             "image_size": 224 if kind == "efficientnet" else 32,
             "timm": plan.option("model", cell.model).timm,
             "source": str(plan.option("model", cell.model).source),
+            "origin": "trained here" if trained else {"package": "some-package 0.1.0", "file": "models/weights.pth"},
             "licence": None if trained else "Apache-2.0",
             "augment": ("d4" if cell.model.endswith("_d4") else "none") if trained else None,
             "weights": _sha("weights", cell.model, cell.seed, cell.state),

@@ -97,6 +97,11 @@ def test_ranks_ties_and_envelopes_on_a_whole_board(tmp_path):
     assert (found[f"{RANKED}_floor"], found[f"{RANKED}_null"]) == (0.01, 1.4)
     assert (found["n_seeds"], found["n_init_seeds"], found["n_images"]) == (2, 2, 256)
     assert (found["status"], found["done"], found["planned"]) == ("complete", 8, 8)
+    block = board.table[(board.table.data == "digits") & (board.table.group == "hflip")]
+    assert list(block.model) == ["convnext_digits_d4", "convnext_digits", "resnet_digits", "vit_digits"]
+    assert list(dict.fromkeys(zip(board.table.data, board.table.group, strict=True))) == [
+        (data, group) for data in ("digits", "photos") for group in ("hflip", "vflip", "c4", "d4")
+    ]
     # another data set is another board
     assert row(board, "efficientnet_lite0", "hflip", "photos")["ranked"] == 1
 
@@ -163,6 +168,7 @@ def test_incomplete_rows_are_never_ranked_and_say_why(tmp_path, kind):
         "unbounded": "no interval",
     }[kind]
     assert found["unranked"].startswith(expected)
+    assert board.table[(board.table.data == "digits") & (board.table.group == "d4")].model.iloc[-1] == "vit_digits"
     assert row(board, "resnet_digits", "d4")["ranked"] == 3, "the others are ranked among themselves"
     assert row(board, "vit_digits", "c4")["ranked"] == 4, "other groups do not suffer"
     status = {"missing": "not run", "corrupt": "failed", "nan": "complete", "unbounded": "complete"}.get(kind, kind)

@@ -5,10 +5,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from eqbench import plots
 from eqbench.config import load_suite
 from eqbench.drawing import PALETTE, colours_of
 from eqbench.leaderboard import load
 from eqbench.plots import FIGURES, plot
+from eqbench.results import Measure
 from tests.board import fail, fill
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -123,6 +125,21 @@ def test_partial_boards_are_drawn_or_say_so(tmp_path, keep):
     )
     for svg in figures(tmp_path).values():
         ET.fromstring(svg)
+
+
+def test_nothing_is_drawn_outside_the_panels(tmp_path):
+    def change(cell, result):
+        if (cell.model, cell.group, cell.state) == ("vit_digits", "d4", "init"):
+            result.metrics["lattice_error_aligned"] = Measure(3.0, 2.5, 4.0, 256, null=1.4)
+        return result
+
+    board = load(fill(tmp_path, change=change), tmp_path)
+    for axes in plots._tradeoff(board, {}).axes:
+        assert axes.get_xlim()[0] == 0
+        assert axes.get_xlim()[1] >= 4.0
+    for axes in plots._emergence(board, {}).axes:
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] >= 4.0
 
 
 def test_many_models_are_coloured_by_family(demo):
