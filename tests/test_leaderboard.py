@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from board import fail, fill
 
 from eqbench import leaderboard, results
 from eqbench.cells import STATUSES
@@ -14,7 +15,6 @@ from eqbench.config import load_suite
 from eqbench.leaderboard import COLUMNS, load, pool, ranks
 from eqbench.metrics import METRICS
 from eqbench.results import Measure, Status
-from tests.board import fail, fill
 
 RANKED = "lattice_error_aligned"
 

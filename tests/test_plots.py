@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from board import fail, fill
 
 from eqbench import plots
 from eqbench.config import load_suite
@@ -11,7 +12,6 @@ from eqbench.drawing import PALETTE, colours_of
 from eqbench.leaderboard import load
 from eqbench.plots import FIGURES, plot
 from eqbench.results import Measure
-from tests.board import fail, fill
 
 SVG = "{http://www.w3.org/2000/svg}"
 

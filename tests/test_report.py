@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from random import Random
 
 import pytest
+from board import fail, fill
 
 from eqbench import schema
 from eqbench.cells import names
@@ -17,7 +18,6 @@ from eqbench.metrics import METRICS
 from eqbench.plots import FIGURES, plot
 from eqbench.report import FILES, number, report
 from eqbench.results import Measure, Result
-from tests.board import fail, fill
 
 EVIL = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>"
 

@@ -4,11 +4,11 @@ import re
 import shutil
 
 import pytest
+from board import fail, fill
 
 from eqbench.leaderboard import load, write
 from eqbench.plots import FIGURES, plot
 from eqbench.report import report
-from tests.board import fail, fill
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
