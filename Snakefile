@@ -21,30 +21,27 @@ from eqbench import config as eqconf
 from eqbench.errors import UserError
 
 min_version("9.19")
-# Jobs run the python that runs Snakemake, activated or not.
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ["PATH"]]
+os.environ.update(
+    # Jobs run the python that runs Snakemake, activated or not.
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    # Freed activations stay with the process: returning each to the system doubles the time of a forward pass on a CPU.
+    MALLOC_MMAP_MAX_="0",
+    MALLOC_TRIM_THRESHOLD_=str(2**40),
 )
-# Freed activations stay with the process: returning each to the system doubles the time of a forward pass on a CPU.
-os.environ.update({"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)})
 FIGURES = ["tradeoff", "heatmap", "emergence", "spectrum"]
 
 
 try:
     OVERRIDES = config.get("overrides", [])
-    OVERRIDES = (
-        [OVERRIDES] if isinstance(OVERRIDES, str) else [str(text) for text in OVERRIDES]
-    )
+    OVERRIDES = [OVERRIDES] if isinstance(OVERRIDES, str) else [str(text) for text in OVERRIDES]
     PLAN = eqconf.load_suite(config.get("suite"), OVERRIDES)
     STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
 except UserError as error:
     print(f"eqbench: error: {error}", file=sys.stderr)
     sys.exit(2)
 
-ARGS = " ".join(
-    map(shlex.quote, OVERRIDES)
-)  # a global, not a param: only resolved values decide what reruns
-REPORT = f"reports/{PLAN.name}"
+# Handed to jobs as a resource, not a param: what reruns is decided by the resolved values alone.
+ARGS = " ".join(map(shlex.quote, OVERRIDES))
 
 
 def one_of(names):
@@ -72,6 +69,7 @@ localrules:
 
 
 wildcard_constraints:
+    suite=re.escape(PLAN.name),
     model=one_of(PLAN.models),
     seed=r"s\d+",
     state=r"init|final|epoch-\d+",
@@ -82,7 +80,7 @@ report: "eqbench/templates/workflow.rst"
 
 rule all:
     input:
-        f"{REPORT}/index.html",
+        f"reports/{PLAN.name}/index.html",
 
 
 rule fetch:
@@ -94,10 +92,12 @@ rule fetch:
         model=one_of(model for model in PLAN.models if not PLAN.trained(model)),
     conda:
         "environment.yml"
+    resources:
+        overrides=ARGS,
     params:
         weights=weights_params,
     shell:
-        "python -m eqbench fetch model={wildcards.model} seed={wildcards.seed} {ARGS}"
+        "python -m eqbench fetch model={wildcards.model} seed={wildcards.seed} {resources.overrides}"
         " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 
@@ -112,10 +112,12 @@ rule train:
         model=one_of(model for model in PLAN.models if PLAN.trained(model)),
     conda:
         "environment.yml"
+    resources:
+        overrides=ARGS,
     params:
         weights=weights_params,
     shell:
-        "python -m eqbench train model={wildcards.model} seed={wildcards.seed} {ARGS}"
+        "python -m eqbench train model={wildcards.model} seed={wildcards.seed} {resources.overrides}"
         " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 
@@ -123,20 +125,22 @@ rule probe:
     input:
         "data/weights/{model}/{seed}/card.json",
     output:
-        f"data/parts/{PLAN.name}/{{model}}/{{seed}}/{{state}}/{{part}}.json",
+        "data/parts/{suite}/{model}/{seed}/{state}/{part}.json",
     log:
-        f"data/logs/probe/{PLAN.name}/{{model}}/{{seed}}/{{state}}/{{part}}.log",
+        "data/logs/probe/{suite}/{model}/{seed}/{state}/{part}.log",
     benchmark:
-        f"data/benchmarks/probe/{PLAN.name}/{{model}}/{{seed}}/{{state}}/{{part}}.jsonl"
+        "data/benchmarks/probe/{suite}/{model}/{seed}/{state}/{part}.jsonl"
     conda:
         "environment.yml"
+    resources:
+        overrides=ARGS,
     params:
         cells=cell_params,
         stamps=lambda wildcards: PLAN.stamps(part_cells(wildcards)),
         expect=lambda wildcards: PLAN.expectation(part_cells(wildcards)),
     shell:
-        "python -m eqbench probe suite={PLAN.name} model={wildcards.model} seed={wildcards.seed}"
-        " state={wildcards.state} part={wildcards.part} expect={params.expect} {ARGS}"
+        "python -m eqbench probe suite={wildcards.suite} model={wildcards.model} seed={wildcards.seed}"
+        " state={wildcards.state} part={wildcards.part} expect={params.expect} {resources.overrides}"
         " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 
@@ -144,18 +148,20 @@ rule collect:
     input:
         [f"data/parts/{PLAN.name}/{'/'.join(part)}.json" for part in PLAN.parts],
     output:
-        f"{REPORT}/results.csv",
+        "reports/{suite}/results.csv",
         report(
-            f"{REPORT}/leaderboard.csv",
+            "reports/{suite}/leaderboard.csv",
             caption="eqbench/templates/leaderboard.rst",
             category="Leaderboard",
         ),
     log:
-        f"data/logs/collect/{PLAN.name}.log",
+        "data/logs/collect/{suite}.log",
     conda:
         "environment.yml"
+    resources:
+        overrides=ARGS,
     shell:
-        "python -m eqbench collect suite={PLAN.name} {ARGS} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+        "python -m eqbench collect suite={wildcards.suite} {resources.overrides} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 
 rule plot:
@@ -163,26 +169,30 @@ rule plot:
         rules.collect.output,
     output:
         report(
-            expand(f"{REPORT}/figures/{{figure}}.svg", figure=FIGURES),
+            expand("reports/{{suite}}/figures/{figure}.svg", figure=FIGURES),
             caption="eqbench/templates/figure.rst",
             category="Figures",
         ),
     log:
-        f"data/logs/plot/{PLAN.name}.log",
+        "data/logs/plot/{suite}.log",
     conda:
         "environment.yml"
+    resources:
+        overrides=ARGS,
     shell:
-        "python -m eqbench plot suite={PLAN.name} {ARGS} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+        "python -m eqbench plot suite={wildcards.suite} {resources.overrides} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 
 rule report:
     input:
         rules.plot.output,
     output:
-        f"{REPORT}/index.html",
+        "reports/{suite}/index.html",
     log:
-        f"data/logs/report/{PLAN.name}.log",
+        "data/logs/report/{suite}.log",
     conda:
         "environment.yml"
+    resources:
+        overrides=ARGS,
     shell:
-        "python -m eqbench report suite={PLAN.name} {ARGS} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+        "python -m eqbench report suite={wildcards.suite} {resources.overrides} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"

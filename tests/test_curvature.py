@@ -284,7 +284,7 @@ def test_without_reorthogonalisation_ghosts_appear(monkeypatch):
     operator = Dense(_spectrum(400).float().double())
     operator.dtype = torch.float32
     operator.matrix = operator.matrix.float()
-    steps = dict(tolerance=1e-12, max_products=120)
+    steps = {"tolerance": 1e-12, "max_products": 120}
     honest = extreme_eigenpairs(operator, 3, **steps).values
     torch.testing.assert_close(honest[:3], torch.tensor([20.0, 11.0, 7.0]).double(), rtol=1e-4, atol=0)
     monkeypatch.setattr("eqbench.curvature.lanczos.GRAM_SCHMIDT_PASSES", 0)
