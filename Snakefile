@@ -35,6 +35,7 @@ try:
     OVERRIDES = config.get("overrides", [])
     OVERRIDES = [OVERRIDES] if isinstance(OVERRIDES, str) else [str(text) for text in OVERRIDES]
     PLAN = eqconf.load_suite(config.get("suite"), OVERRIDES)
+    PLAN.stamps(list(PLAN.cells))
     STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
 except UserError as error:
     print(f"eqbench: error: {error}", file=sys.stderr)

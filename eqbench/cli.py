@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eqbench import __version__
-from eqbench.config import Plan, load, load_suite, options, parse_overrides, plain
+from eqbench.config import Plan, load_suite
 from eqbench.errors import UserError, one_line, unknown
+from eqbench.options import ids, load, parse_overrides, plain
 
 WEIGHTS, CELLS, PARTS, REPORTS = Path("data/weights"), Path("data/cells"), Path("data/parts"), Path("reports")
 KINDS = {"models": "model", "groups": "group", "probes": "probe", "suites": "suite", "data": "data", "trains": "train"}
@@ -20,7 +21,7 @@ KINDS = {"models": "model", "groups": "group", "probes": "probe", "suites": "sui
 
 def list_(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Models | groups | probes | suites | data | trains: what conf/ holds, one line each."""
-    for name in options(KINDS[names["kind"]]):
+    for name in ids(KINDS[names["kind"]]):
         print(f"{name:28} {_summary(KINDS[names['kind']], name)}")
 
 

@@ -1,156 +1,16 @@
-"""Composition of conf/ and the cells that a suite asks for; every mistake is one UserError (no torch).
+"""A suite as the cells that it asks for, their resolved configuration, and the jobs that run them (no torch)."""
 
-Each option (conf/<kind>/<id>.yaml) is composed by Hydra once, then merged into its schema, strictly: an unknown key,
-a wrong type or a value out of range never gets past this file, however it was written (YAML, override, `+override`).
-An override is `<kind>.<id>.<key>=<value>`, e.g. `probe.orbit.images=32`.
-"""
-
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import MissingMandatoryValue, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from eqbench import options, schema
+from eqbench.errors import UserError
+from eqbench.options import Overrides, digest, load, parse_overrides, plain
 
-from eqbench import schema
-from eqbench.errors import UserError, one_line, unknown
-
-SCHEMAS: dict[str, Any] = {
-    "suite": schema.Suite,
-    "model": schema.Model,
-    "data": schema.Data,
-    "train": schema.Train,
-    "group": schema.Group,
-    "probe": schema.PROBES,
-}
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 UNGROUPED = "none"  # the trivial group: probes that have no group write their one cell here
-
-
-def conf_dir() -> Path:
-    """conf/ of the working folder, else the one beside the package."""
-    here = Path("conf")
-    return (here if here.is_dir() else Path(__file__).parents[1] / "conf").resolve()
-
-
-def options(kind: str) -> list[str]:
-    """The ids under conf/<kind>/, sorted."""
-    return sorted(path.stem for path in (conf_dir() / kind).glob("*.yaml"))
-
-
-def parse_overrides(overrides: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
-    """Split each `<kind>.<id>.<key>=<value>` into (kind, id, `<key>=<value>`).
-
-    Raises:
-        UserError: the form is another, or names a kind or an id that does not exist.
-    """
-    parsed = []
-    for text in overrides:
-        match = re.fullmatch(r"[+~]{0,2}([a-z]+)\.(.+?)=(.*)", str(text), re.DOTALL)
-        if not match:
-            raise UserError(f"override {text!r}: expected <kind>.<id>.<key>=<value>, e.g. probe.orbit.images=32")
-        kind, path, value = match.groups()
-        if kind not in SCHEMAS:
-            raise unknown(f"kind in override {text!r}:", kind, SCHEMAS)
-        ids = [name for name in options(kind) if path.startswith(f"{name}.")]  # an id may hold dots: the longest wins
-        if not ids:
-            raise unknown(f"{kind} in override {text!r}:", path.split(".")[0], options(kind))
-        name = max(ids, key=len)
-        parsed.append((kind, name, f"{path.removeprefix(name + '.')}={value}"))
-    return tuple(parsed)
-
-
-@cache
-def load(kind: str, name: str, overrides: tuple[tuple[str, str, str], ...] = ()) -> Any:
-    """The option `name` of `kind`, composed and checked: an instance of its schema.
-
-    Args:
-        overrides: as `parse_overrides` gives them; those of other options are ignored.
-
-    Raises:
-        UserError: names the file, the key, what is allowed and the nearest spelling.
-    """
-    if name not in options(kind):
-        raise unknown(kind, name, options(kind))
-    if not ID.fullmatch(name):
-        raise UserError(f"conf/{kind}/{name}.yaml: an id holds only letters, digits and _ . + -")
-    where = f"conf/{kind}/{name}.yaml"
-    target = SCHEMAS[kind]
-    if kind == "probe":
-        if name not in schema.PROBES:
-            raise unknown("probe", name, schema.PROBES)
-        target = schema.PROBES[name]
-    own = [text for k, n, text in overrides if (k, n) == (kind, name)]
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            tree = hydra_compose(f"{kind}/{name}", overrides=[f"++{kind}.{text}" for text in own])
-        raw = OmegaConf.to_container(tree, resolve=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{where}: {one_line(error)}" + (f" (overrides: {', '.join(own)})" if own else "")) from None
-    finally:
-        GlobalHydra.instance().clear()
-    # An empty file composes to nothing: every key is then missing, and said to be.
-    return _strict(target, raw.get(kind) if isinstance(raw, dict) and raw else {}, where)
-
-
-def _strict(target: Any, raw: Any, where: str) -> Any:
-    """Merge plain data into the dataclass `target`, refusing what it does not declare."""
-    _check_keys(target, raw, where)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(target), raw))
-    except MissingMandatoryValue as error:
-        key = str(error).rsplit(": ", 1)[-1]
-        raise UserError(f"{where}: the key {key} is missing") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except OmegaConfBaseException as error:
-        first, *_ = str(error).splitlines()
-        raise UserError(f"{where}: {error.full_key or ''}: {first}") from None
-
-
-def _check_keys(target: Any, raw: Any, where: str) -> None:
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: expected keys and values, got {raw!r}")
-    hints = get_type_hints(target)
-    names = [field.name for field in fields(target)]
-    for key, value in raw.items():
-        if key not in names:
-            raise (
-                unknown("key", str(key), names)
-                if not where
-                else UserError(f"{where}: {unknown('key', str(key), names)}")
-            )
-        nested = get_args(hints[key])[1:]  # dict[str, Block] -> (Block,)
-        if nested and is_dataclass(nested[0]):
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: {key}: expected named blocks, got {value!r}")
-            for block, body in value.items():
-                _check_keys(nested[0], body, f"{where}: {key}.{block}")
-
-
-def digest(value: Any) -> str:
-    """sha256 of plain data, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def plain(kind: str, name: str, overrides: tuple[tuple[str, str, str], ...] = ()) -> dict[str, Any]:
-    """An option as plain JSON data with sorted keys, a probe's version included; shared, not to be written to."""
-    conf = load(kind, name, overrides)
-    tree: dict[str, Any] = json.loads(json.dumps(asdict(conf), sort_keys=True))
-    if hasattr(conf, "version"):
-        tree["version"] = conf.version
-    return tree
 
 
 @dataclass(frozen=True, order=True)
@@ -179,7 +39,7 @@ class Plan:
     name: str
     pack: schema.Pack
     cells: dict[Cell, tuple[str, int | None]]  # cell -> id of its data, and how many images if the suite says so
-    overrides: tuple[tuple[str, str, str], ...]
+    overrides: Overrides
 
     def option(self, kind: str, name: str) -> Any:
         return load(kind, name, self.overrides)
@@ -280,7 +140,7 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         UserError: the first mistake found, in the user's words.
     """
-    name = name or _strict(schema.Main, _yaml(conf_dir() / "config.yaml"), "conf/config.yaml").suite
+    name = name or options.main().suite
     parsed = parse_overrides(overrides)
     suite = load("suite", name, parsed)
     plan = Plan(name, suite.pack, {}, parsed)
@@ -297,13 +157,6 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
     return plan
 
 
-def _yaml(path: Path) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: {one_line(error)}") from None
-
-
 def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
     try:
         plan.option("data", block.data)
@@ -312,6 +165,7 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
                 plan.option(kind, option)
         for model in block.models:
             conf = plan.option("model", model)
+            options.check_architecture(conf.timm, f"conf/model/{model}.yaml")
             if conf.source is schema.Source.train:
                 recipe = plan.option("train", conf.train)
                 plan.option("data", recipe.data)

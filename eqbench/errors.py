@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 15  # allowed names that an error lists
+
 
 class UserError(Exception):
     """A mistake in the input, not in the code: shown as one line, exit code 2, never a traceback."""
@@ -23,9 +25,9 @@ def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
     unknown probe 'orbt': did you mean 'orbit'? Allowed: orbit, spectrum
     """
     names = sorted(allowed)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    near = get_close_matches(name, names, n=1, cutoff=0.5) or [known for known in names if name and name in known]
     hint = f" did you mean '{near[0]}'?" if near else ""
-    shown = ", ".join(names[:30]) + (f", ... ({len(names)} in all)" if len(names) > 30 else "")
+    shown = ", ".join(names[:SHOWN]) + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
     return UserError(f"unknown {what} '{name}':{hint} Allowed: {shown or '(none)'}")
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from eqbench.config import digest
 from eqbench.errors import UserError
 from eqbench.metrics import METRICS
+from eqbench.options import digest
 
 SCHEMA = 1
 COLUMNS = ["suite", "model", "data", "seed", "state", "group", "probe", "status", "reason", "layer", "depth", "metric"]

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from eqbench import data, models, schema, weights
-from eqbench.config import digest
 from eqbench.data import Dataset
 from eqbench.errors import UserError
 from eqbench.feeding import Images, act
 from eqbench.fetch import versions
 from eqbench.groups import FiniteGroup
+from eqbench.options import digest
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eqbench import config, feeding, groups, models, schema, training, weights
+from eqbench import feeding, groups, models, options, schema, training, weights
 from eqbench.errors import UserError
 from eqbench.schema import DataKind, Source
 
@@ -309,8 +309,8 @@ def test_card_of_an_earlier_training_goes_first(run, tmp_path, monkeypatch):
 
 
 def test_a_recipe_of_the_demo_learns_digits(tmp_path):
-    conf = config.load("model", "convnext_digits")
-    recipe = replace(config.load("train", conf.train), epochs=2)
-    data = config.load("data", recipe.data)
+    conf = options.load("model", "convnext_digits")
+    recipe = replace(options.load("train", conf.train), epochs=2)
+    data = options.load("data", recipe.data)
     training.train("m", conf, recipe, recipe.data, data, "s0", tmp_path, {}, augment=groups.get("none"))
     assert weights.read_card(tmp_path, "m", "s0")["metrics"][-1]["test_accuracy"] >= 0.85

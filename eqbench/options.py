@@ -1,0 +1,188 @@
+"""Options of conf/, composed once and checked: every mistake is one UserError that names file and key (no torch).
+
+Each option (conf/<kind>/<id>.yaml) is composed by Hydra once, then merged into its schema, strictly: an unknown key,
+a wrong type or a value out of range never gets past this file, however it was written (YAML, override, `+override`).
+An override is `<kind>.<id>.<key>=<value>`, e.g. `probe.orbit.images=32`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MissingMandatoryValue, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from eqbench import schema
+from eqbench.errors import UserError, one_line, unknown
+
+Overrides = tuple[tuple[str, str, str], ...]  # (kind, id, "<key>=<value>")
+SCHEMAS: dict[str, Any] = {
+    "suite": schema.Suite,
+    "model": schema.Model,
+    "data": schema.Data,
+    "train": schema.Train,
+    "group": schema.Group,
+    "probe": schema.PROBES,
+}
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def conf_dir() -> Path:
+    """conf/ of the working folder, else the one beside the package."""
+    here = Path("conf")
+    return (here if here.is_dir() else Path(__file__).parents[1] / "conf").resolve()
+
+
+def ids(kind: str) -> list[str]:
+    """The ids under conf/<kind>/, sorted."""
+    return sorted(path.stem for path in (conf_dir() / kind).glob("*.yaml"))
+
+
+def parse_overrides(overrides: Sequence[str]) -> Overrides:
+    """Split each `<kind>.<id>.<key>=<value>` into (kind, id, `<key>=<value>`).
+
+    Raises:
+        UserError: the form is another, or names a kind or an id that does not exist.
+    """
+    parsed = []
+    for text in overrides:
+        match = re.fullmatch(r"[+~]{0,2}([a-z]+)\.(.+?)=(.*)", str(text), re.DOTALL)
+        if not match:
+            raise UserError(f"override {text!r}: expected <kind>.<id>.<key>=<value>, e.g. probe.orbit.images=32")
+        kind, path, value = match.groups()
+        if kind not in SCHEMAS:
+            raise unknown(f"kind in override {text!r}:", kind, SCHEMAS)
+        found = [name for name in ids(kind) if path.startswith(f"{name}.")]  # an id may hold dots: the longest wins
+        if not found:
+            raise unknown(f"{kind} in override {text!r}:", path.split(".")[0], ids(kind))
+        name = max(found, key=len)
+        parsed.append((kind, name, f"{path.removeprefix(name + '.')}={value}"))
+    return tuple(parsed)
+
+
+@cache
+def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
+    """The option `name` of `kind`, composed and checked: an instance of its schema.
+
+    Args:
+        overrides: as `parse_overrides` gives them; those of other options are ignored.
+
+    Raises:
+        UserError: names the file, the key, what is allowed and the nearest spelling.
+    """
+    if name not in ids(kind):
+        raise unknown(kind, name, ids(kind))
+    if not ID.fullmatch(name):
+        raise UserError(f"conf/{kind}/{name}.yaml: an id holds only letters, digits and _ . + -")
+    where = f"conf/{kind}/{name}.yaml"
+    target = SCHEMAS[kind]
+    if kind == "probe":
+        if name not in schema.PROBES:
+            raise unknown("probe", name, schema.PROBES)
+        target = schema.PROBES[name]
+    own = [text for k, n, text in overrides if (k, n) == (kind, name)]
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            tree = hydra_compose(f"{kind}/{name}", overrides=[f"++{kind}.{text}" for text in own])
+        raw = OmegaConf.to_container(tree, resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{where}: {one_line(error)}" + (f" (overrides: {', '.join(own)})" if own else "")) from None
+    finally:
+        GlobalHydra.instance().clear()
+    # An empty file composes to nothing: every key is then missing, and said to be.
+    return _strict(target, raw.get(kind) if isinstance(raw, dict) and raw else {}, where)
+
+
+def _strict(target: Any, raw: Any, where: str) -> Any:
+    """Merge plain data into the dataclass `target`, refusing what it does not declare."""
+    _check_keys(target, raw, where)
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(target), raw))
+    except MissingMandatoryValue as error:
+        key = str(error).splitlines()[0].rsplit(": ", 1)[-1]
+        raise UserError(f"{where}: the key {key} is missing") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except OmegaConfBaseException as error:
+        first, *_ = str(error).splitlines()
+        raise UserError(f"{where}: {error.full_key or ''}: {first}") from None
+
+
+def _check_keys(target: Any, raw: Any, where: str) -> None:
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected keys and values, got {raw!r}")
+    hints = get_type_hints(target)
+    names = [field.name for field in fields(target)]
+    for key, value in raw.items():
+        if key not in names:
+            raise (
+                unknown("key", str(key), names)
+                if not where
+                else UserError(f"{where}: {unknown('key', str(key), names)}")
+            )
+        nested = get_args(hints[key])[1:]  # dict[str, Block] -> (Block,)
+        if nested and is_dataclass(nested[0]):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {key}: expected named blocks, got {value!r}")
+            for block, body in value.items():
+                _check_keys(nested[0], body, f"{where}: {key}.{block}")
+
+
+def digest(value: Any) -> str:
+    """sha256 of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def plain(kind: str, name: str, overrides: Overrides = ()) -> dict[str, Any]:
+    """An option as plain JSON data with sorted keys, a probe's version included; shared, not to be written to."""
+    conf = load(kind, name, overrides)
+    tree: dict[str, Any] = json.loads(json.dumps(asdict(conf), sort_keys=True))
+    if hasattr(conf, "version"):
+        tree["version"] = conf.version
+    return tree
+
+
+def main() -> schema.Main:
+    """conf/config.yaml, checked."""
+    path = conf_dir() / "config.yaml"
+    try:
+        raw = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: {one_line(error)}") from None
+    conf: schema.Main = _strict(schema.Main, raw, "conf/config.yaml")
+    return conf
+
+
+@cache
+def _architectures() -> frozenset[str]:
+    """The names that timm's model files register, read without importing timm (and so torch)."""
+    spec = find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    text = "".join(path.read_text() for path in (Path(spec.origin).parent / "models").glob("*.py"))
+    renamed = re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL)
+    old = re.findall(r"^\s*'([\w.]+)'\s*:", "\n".join(renamed), re.MULTILINE)
+    return frozenset(re.findall(r"^@register_model\ndef (\w+)\(", text, re.MULTILINE) + old)
+
+
+def check_architecture(name: str, where: str) -> None:
+    """Refuse a timm name whose architecture timm does not have; names with a scheme (`hf-hub:`) pass.
+
+    Raises:
+        UserError: with the nearest spelling.
+    """
+    architecture = name.partition(".")[0]
+    if ":" not in name and architecture not in _architectures():
+        raise UserError(f"{where}: timm: {unknown('architecture', architecture, _architectures())}")

@@ -1,0 +1,166 @@
+"""Configuration: every option composes, every mistake is named, cells and digests are what the suite says."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eqbench import options, schema
+from eqbench.config import Cell, load_suite, stamps
+from eqbench.errors import UserError
+from eqbench.options import digest, ids, load, parse_overrides, plain
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    """A copy of conf/ to spoil."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    for cached in (load, plain):
+        cached.cache_clear()
+    yield tmp_path / "conf"
+    for cached in (load, plain):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in options.SCHEMAS for name in ids(kind)])
+def test_every_option_composes(kind, name):
+    assert load(kind, name)
+    if kind == "suite":
+        assert load_suite(name).cells
+
+
+def test_the_demo_is_what_the_readme_says():
+    plan = load_suite("demo")
+    assert len(plan.cells) == 16 + 4 * 2 * 2 * 5
+    assert Cell("demo", "efficientnet_lite0", "s1", "final", "hflip", "orbit") not in plan.cells  # fetched once
+    assert Cell("demo", "efficientnet_lite0", "s2", "init", "d4", "orbit") in plan.cells
+    assert Cell("demo", "vit_digits", "s1", "final", "none", "spectrum") in plan.cells  # curvature has no group
+    assert plan.data(Cell("demo", "vit_digits", "s1", "final", "none", "spectrum")) == "digits"
+
+
+@pytest.mark.parametrize(("pack", "parts"), [("run", 20), ("group", 16 + 16 * 5), ("cell", 96)])
+def test_packing_changes_parts_not_cells(pack, parts):
+    plan = load_suite("demo", [f"suite.demo.pack={pack}"])
+    assert len(plan.parts) == parts
+    assert sorted(cell for part in plan.parts.values() for cell in part) == sorted(plan.cells)
+    assert {cell: plan.config(cell) for cell in plan.cells} == {c: load_suite("demo").config(c) for c in plan.cells}
+
+
+def test_overrides_reach_their_cells_alone():
+    before, after = load_suite("demo"), load_suite("demo", ["probe.orbit.resamples=500"])
+    changed = {cell for cell in before.cells if before.config(cell) != after.config(cell)}
+    assert changed == {cell for cell in before.cells if cell.probe == "orbit"}
+    after = load_suite("demo", ["model.vit_digits.batch=8"])
+    changed = {cell for cell in before.cells if before.config(cell) != after.config(cell)}
+    assert changed == {cell for cell in before.cells if cell.model == "vit_digits"}
+    assert before.weights("vit_digits") == after.weights("vit_digits")  # a batch size does not retrain
+    assert before.weights("vit_digits") != load_suite("demo", ["train.digits_vit.lr=1e-4"]).weights("vit_digits")
+
+
+def test_comments_and_order_do_not_count_values_do(conf):
+    def read():
+        load.cache_clear()
+        plain.cache_clear()
+        return digest(plain("probe", "orbit"))
+
+    path, before = conf / "probe" / "orbit.yaml", read()
+    lines = path.read_text().splitlines()
+    path.write_text("# a comment\n" + "\n".join(reversed(lines)))
+    assert read() == before
+    path.write_text(path.read_text().replace("resamples: 2000", "resamples: 2001"))
+    assert read() != before
+
+
+def test_a_probes_version_is_in_its_cells():
+    config = load_suite("demo").config(Cell("demo", "vit_digits", "s0", "final", "hflip", "orbit"))
+    assert config["probe"]["version"] == schema.Orbit.version
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["probe.orbit.imags=3"], r"conf/probe/orbit.yaml: unknown key 'imags': did you mean 'images'\?"),
+        (["+probe.orbit.typo=1"], r"conf/probe/orbit.yaml: unknown key 'typo'"),
+        (["probe.orbit.images=many"], r"conf/probe/orbit.yaml: images: .*Integer"),
+        (["probe.orbit.images=2"], r"conf/probe/orbit.yaml: images: expected at least 8, got 2"),
+        (["probe.orbit.images="], r"conf/probe/orbit.yaml: images"),
+        (["probe.orbit.images={"], r"conf/probe/orbit.yaml: .*images=\{"),
+        (["probe.orbt.images=3"], r"unknown probe .*did you mean 'orbit'\?"),
+        (["prob.orbit.images=3"], r"unknown kind .*did you mean 'probe'\?"),
+        (["images=3"], r"expected <kind>.<id>.<key>=<value>"),
+        (["group.transpose.placebo=hflip"], r"suite 'demo' does not use group 'transpose'"),
+        (["group.hflip.action=hflop"], r"conf/group/hflip.yaml: action: .*did you mean 'hflip'\?"),
+        (["model.vit_digits.source=hubb"], r"conf/model/vit_digits.yaml: source: .*train, hub, file, folder, wheel"),
+        (["model.vit_digits.timm=test_vitt"], r"conf/model/vit_digits.yaml: timm: .*did you mean 'test_vit"),
+        (["model.vit_digits.train=null"], r"conf/model/vit_digits.yaml: train: expected a value, because source"),
+        (["model.vit_digits.train=digit"], r"unknown train 'digit': did you mean 'digits'\?"),
+        (["model.vit_digits.sha256=12"], r"conf/model/vit_digits.yaml: sha256: .*64 lower-case hex digits"),
+        (["train.digits.warmup_epochs=99"], r"conf/train/digits.yaml: warmup_epochs: expected in 0..9, got 99"),
+        (["train.digits_d4.augment=d5"], r"unknown group 'd5': did you mean 'd4'\?"),
+        (
+            ["suite.demo.blocks.digits.models=[vit]"],
+            r"suite/demo.yaml: blocks.digits: unknown model 'vit'.*'vit_digits'",
+        ),
+        (["suite.demo.blocks.digits.modls=[a]"], r"blocks.digits: unknown key 'modls': did you mean 'models'\?"),
+        (["suite.demo.blocks.digits=3"], r"blocks.digits: expected keys and values"),
+        (["suite.demo.blocks.digits.groups=[]"], r"groups: expected at least one"),
+        (["suite.demo.blocks.digits.groups=[c4,c4]"], r"groups: expected each named once"),
+        (["suite.demo.blocks.digits.states=[last]"], r"states: expected init, final or epoch-NNN, got 'last'"),
+        (["suite.demo.blocks.digits.states=[epoch-003]"], r"no state 'epoch-003': add 3 to `save`"),
+        (["suite.demo.blocks.pretrained.states=[epoch-003]"], r"is not trained here"),
+        (["suite.demo.pack=jumbo"], r"conf/suite/demo.yaml: pack: .*cell, group, run"),
+        (["suite.demo.blocks.pretrained.models=[vit_digits]"], r"also in another block"),
+    ],
+)
+def test_mistakes_are_named(overrides, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load_suite("demo", overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "words"),
+    [
+        ("suite/demo.yaml", "pack: run\nblocks: [", r"conf/suite/demo.yaml: .*line"),
+        ("model/vit_digits.yaml", "", r"conf/model/vit_digits.yaml: .*missing|timm"),
+        ("model/vit_digits.yaml", "just words", r"conf/model/vit_digits.yaml"),
+        ("probe/orbit.yaml", "images: ${nowhere}", r"conf/probe/orbit.yaml: .*nowhere"),
+        (
+            "model/convnext_digits_d4.yaml",
+            "defaults: [convnet]\ntrain: digits_d4",
+            r"convnext_digits_d4.yaml: .*convnet",
+        ),
+        ("config.yaml", "suit: demo", r"conf/config.yaml: unknown key 'suit': did you mean 'suite'\?"),
+        ("probe/warp.yaml", "images: 8", None),
+    ],
+)
+def test_spoilt_files_are_named(conf, path, text, words):
+    (conf / path).write_text(text)
+    if words is None:  # a file that no suite names does no harm
+        assert load_suite().cells
+        return
+    with pytest.raises(UserError, match=words) as caught:
+        load_suite()
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_hold_dots_quotes_and_lists():
+    parsed = parse_overrides(["model.vit_digits.args={img_size: 32, act_layer: 'gelu'}", "probe.orbit.images=9"])
+    assert parsed[0] == ("model", "vit_digits", "args={img_size: 32, act_layer: 'gelu'}")
+    assert load("model", "vit_digits", parsed).args == {"img_size": 32, "act_layer": "gelu"}
+    assert load("model", "resnet_digits", parsed) == load("model", "resnet_digits")
+
+
+def test_stamps_follow_files(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat" / "1.png").write_bytes(b"1")
+    tree = {"data": {"kind": "folder", "train": None, "test": str(folder)}}
+    before = stamps(tree)
+    assert stamps(tree) == before
+    assert stamps({"data": {"kind": "digits"}}) == {}
+    with pytest.raises(UserError, match="nowhere: no such file"):
+        stamps({"model": {"source": "file", "path": "nowhere"}})
