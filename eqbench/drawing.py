@@ -1,11 +1,11 @@
 """What the figures share: style, panels, colours of models, and SVG whose bytes depend on nothing but the data (no torch)."""
 
-import html
 import io
 import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,6 +36,10 @@ STYLE: Any = {  # the stubs allow only literal keys
     "grid.linewidth": 0.6,
     "legend.frameon": False,
 }
+
+SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", SVG.strip("{}"))
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 Titles = dict[str, Sequence[str]]  # gid of an artist -> what its marks are, in drawing order
 Colours = dict[str, tuple[str, str, str]]  # model -> colour, marker, entry in the legend
@@ -106,35 +110,32 @@ def svg(figure: Figure, name: str, title: str, description: str, titles: Titles)
     """
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    for gid, labels in titles.items():
-        text = _entitle(text, gid, labels)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", text)
-    text = re.sub(r"<style type=\"text/css\">\*", f'<style type="text/css">#{name} *', text)
-    text = re.sub(r"\n\s*", "\n", re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
-    head = f'id="{name}" role="img" aria-labelledby="{name}-title {name}-desc"'
-    said = (
-        f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(description)}</desc>'
-    )
-    return re.sub(r"<svg ([^>]*)>", lambda match: f"<svg {head} {match[1]}>\n{said}", text, count=1)
+    root = ElementTree.fromstring(out.getvalue())
+    for element in list(root.iter()):
+        _entitle(element, titles.get(element.get("id", ""), ()))
+        for key, value in element.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key.endswith("href"):
+                element.set(key, value.replace("#", f"#{name}-"))
+            else:
+                element.set(key, value.replace("url(#", f"url(#{name}-"))
+        if element.tag == SVG + "style" and element.text:
+            element.text = element.text.replace("*", f"#{name} *", 1)
+    for metadata in root.findall(SVG + "metadata"):
+        root.remove(metadata)
+    root.attrib = {"id": name, "role": "img", "aria-labelledby": f"{name}-title {name}-desc"} | root.attrib
+    for place, (tag, text) in enumerate((("title", title), ("desc", description))):
+        head = ElementTree.Element(SVG + tag, {"id": f"{name}-{tag}"})
+        head.text = text
+        root.insert(place, head)
+    return re.sub(r"\n\s*", "\n", ElementTree.tostring(root, encoding="unicode"))
 
 
-def _entitle(text: str, gid: str, labels: Sequence[str]) -> str:
-    """Give the marks of the group `gid` their titles: one for the group, or one for each <use> in it."""
-    start = text.find(f'<g id="{gid}">')
-    if start < 0:
-        return text
-    head = start + len(f'<g id="{gid}">')
-    tags = [f"<title>{html.escape(label)}</title>" for label in labels]
-    if len(tags) == 1:
-        return text[:head] + tags[0] + text[head:]
-    end, depth = head, 1
-    while depth:  # the group's own closing tag
-        step = re.compile(r"<(/?)g\b").search(text, end)
-        assert step
-        depth += -1 if step[1] else 1
-        end = step.end()
-    left = iter(tags)
-    body = re.sub(r"<use ([^>]*)/>", lambda m: f"<use {m[1]}>{next(left, '')}</use>", text[head:end])
-    return text[:head] + body + text[end:]
+def _entitle(group: ElementTree.Element, labels: Sequence[str]) -> None:
+    """Give the marks of a group their titles: one for the group, or one for each <use> in it."""
+    places = [group] if len(labels) == 1 else group.iter(SVG + "use")
+    for place, label in zip(list(places) if labels else [], labels, strict=False):
+        title = ElementTree.Element(SVG + "title")
+        title.text = label
+        place.insert(0, title)
