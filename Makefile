@@ -9,10 +9,10 @@ help:
 	@echo "make test    lint, types, and every test"
 	@echo "make lint    format, lint and types alone"
 	@echo "make format  rewrite the sources in the project's format"
-	@echo "make clean   remove .venv, results and caches; data sets of your own under data/ stay"
+	@echo "make clean   remove .venv and caches; weights, results and reports stay"
 
 .venv/.demo: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eqbench needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eqbench needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	@touch $@
@@ -42,4 +42,3 @@ format: .venv/.dev
 
 clean:
 	rm -rf .venv .snakemake .pytest_cache .mypy_cache .ruff_cache *.egg-info
-	rm -rf data/weights data/cells data/parts data/logs data/benchmarks reports/*/

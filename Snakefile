@@ -32,9 +32,9 @@ FIGURES = ["tradeoff", "heatmap", "emergence", "spectrum"]
 
 
 try:
-    OVERRIDES = config.get("overrides", [])
-    OVERRIDES = [OVERRIDES] if isinstance(OVERRIDES, str) else [str(text) for text in OVERRIDES]
-    PLAN = eqconf.load_suite(config.get("suite"), OVERRIDES)
+    OVERRIDES = config.get("overrides") or []
+    OVERRIDES = [str(text) for text in (OVERRIDES if isinstance(OVERRIDES, list) else [OVERRIDES])]
+    PLAN = eqconf.load_suite(str(config["suite"]) if config.get("suite") else None, OVERRIDES)
     PLAN.stamps(list(PLAN.cells))
     STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
 except UserError as error:

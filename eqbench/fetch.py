@@ -57,7 +57,7 @@ def fetch(model_id: str, conf: schema.Model, seed: str, root: Path, config: dict
         raise UserError(
             f"model '{model_id}' is trained here: run `python -m eqbench train model={model_id} seed={seed}`"
         )
-    if conf.source is Source.hub and _intact(root, model_id, seed, config):
+    if conf.source is Source.hub and weights.intact(root, model_id, seed, config=config):
         return
     card = weights.card_path(root, model_id, seed)
     scratch = card.parent / ".download"
@@ -103,19 +103,6 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "timm": timm.__version__,
     }
-
-
-def _intact(root: Path, model_id: str, seed: str, config: dict[str, Any]) -> bool:
-    """Whether everything is there already, so that nothing need be downloaded."""
-    if not weights.card_path(root, model_id, seed).exists():
-        return False
-    try:
-        card = weights.read_card(root, model_id, seed)
-        for state in card["states"]:
-            weights.check_state(root, model_id, seed, state)
-    except UserError:
-        return False
-    return bool(card.get("config") == config)
 
 
 def _hub(conf: schema.Model, scratch: Path, wanted: bool) -> Found:

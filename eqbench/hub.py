@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,5 +164,5 @@ def _transport(what: str) -> Iterator[None]:
         if error.response.status_code == 404:
             raise UserError(f"{what}: does not exist: {one_line(error)}") from None
         raise Unreachable(f"{what}: {one_line(error)}") from None
-    except (TransportError, OSError) as error:
+    except (TransportError, ConnectionError, TimeoutError, socket.gaierror) as error:
         raise Unreachable(f"{what}: cannot be reached: {one_line(error)}") from None

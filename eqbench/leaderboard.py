@@ -5,10 +5,11 @@
 - `suite, model, family, architecture, data, group`;
 - `status` (complete, or the worst of its cells: failed, stale, skipped, not run), `done` and `planned` cells;
 - `rank, rank_worst, ranked, unranked`: see `ranks`; `ranked` models were compared; `unranked` says why this one was not;
-- `n_seeds, n_init_seeds, n_images`: what stands behind the row;
+- `n_seeds, n_init_seeds, n_images`: what stands behind the orbit's numbers (the spectrum has images of its own);
 - for each metric m of eqbench.metrics: `m, m_lo, m_hi, m_floor, m_null` (state final), `m_init, m_init_lo, m_init_hi`
-  (the untrained baseline), and `m_emergence` = m - m_init: negative where training lowered the metric. Metrics that
-  have no group (the spectrum) are repeated on each row of their model and data;
+  (the untrained baseline), `m_init_null`, and `m_emergence` = m - m_init, negative where training lowered the metric,
+  with the conservative interval [m_lo - m_init_hi, m_hi - m_init_lo]. Metrics that have no group (the spectrum) are
+  repeated on each row of their model and data;
 - the columns of `FACTS`, about the model and its measurement (`weights`: first 12 hex digits of s0's sha256).
 
 Seeds: a value is the mean over seeds, and its interval their conservative envelope [min lo, max hi].
@@ -23,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from eqbench import schema
-from eqbench.cells import STATUSES, Cells, data_of, read_cells
+from eqbench.cells import STATUSES, Cells, read_cells
 from eqbench.config import Cell, Plan
 from eqbench.metrics import METRICS
 from eqbench.results import Measure, Status, write_text
@@ -35,7 +36,8 @@ TEXT = ["suite", "model", "family", "architecture", "data", "group", "status", "
 COUNTS = ["done", "planned", "rank", "rank_worst", "ranked", "n_seeds", "n_init_seeds", "n_images"]
 KEYS = ["suite", "model", "family", "architecture", "data", "group", "status", "done", "planned"]
 KEYS += ["rank", "rank_worst", "ranked", "unranked", "n_seeds", "n_init_seeds", "n_images"]
-STATISTICS = ["", "_lo", "_hi", "_floor", "_null", "_init", "_init_lo", "_init_hi", "_emergence"]
+STATISTICS = ["", "_lo", "_hi", "_floor", "_null", "_init", "_init_lo", "_init_hi", "_init_null"]
+STATISTICS += ["_emergence", "_emergence_lo", "_emergence_hi"]
 FACTS = ["parameters", "image_size", "source", "licence", "augment", "weights", "seconds", "device"]
 FACTS += ["dtype", "eqbench", "git", "dirty", "python", "torch", "timm_version"]
 COLUMNS = KEYS + [f"{name}{part}" for name in METRICS for part in STATISTICS] + FACTS
@@ -44,7 +46,7 @@ COLUMNS = KEYS + [f"{name}{part}" for name in METRICS for part in STATISTICS] + 
 def pool(measures: Sequence[Measure]) -> Measure:
     """One measure of several seeds: mean value, envelope of the intervals, mean floor and null.
 
-    A seed whose value is not finite is not averaged away: the pooled value is then None, with that seed's reason.
+    A seed whose value is not finite is not averaged away: the pooled value is then None. A seed's reason is kept.
 
     >>> pool([Measure(0.2, 0.1, 0.3), Measure(0.4, 0.35, 0.5)])
     Measure(value=0.30000000000000004, lo=0.1, hi=0.5, n=None, floor=None, null=None, reason=None)
@@ -58,7 +60,7 @@ def pool(measures: Sequence[Measure]) -> Measure:
     highs = [m.hi for m in measures if m.hi is not None]
     bounded = bool(measures) and len(lows) == len(highs) == len(measures)
     counts = [m.n for m in measures if m.n is not None]
-    reasons = [m.reason for m in measures if m.value is None] or [None if measures else "not measured"]
+    reason = next((m.reason for m in measures if m.reason), None if measures else "not measured")
     return Measure(
         mean("value"),
         min(lows) if bounded else None,
@@ -66,7 +68,7 @@ def pool(measures: Sequence[Measure]) -> Measure:
         min(counts, default=None),
         mean("floor"),
         mean("null"),
-        reasons[0],
+        reason,
     )
 
 
@@ -130,7 +132,7 @@ def _rows(plan: Plan) -> dict[tuple[str, str, str], list[Cell]]:
     rows: dict[tuple[str, str, str], list[Cell]] = {}
     shared: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
-        data = data_of(plan, cell)
+        data = plan.data(cell)
         if schema.PROBES[cell.probe].grouped:
             rows.setdefault((cell.model, data, cell.group), []).append(cell)
         else:
@@ -161,11 +163,11 @@ def _row(board: Board, model: str, data: str, group: str, cells: list[Cell]) -> 
             for state in ("final", "init")
         }
         final, init = found["final"], found["init"]
-        gained = final.value - init.value if final.value is not None and init.value is not None else None
-        numbers = [final.value, final.lo, final.hi, final.floor, final.null, init.value, init.lo, init.hi, gained]
+        numbers = [final.value, final.lo, final.hi, final.floor, final.null, init.value, init.lo, init.hi, init.null]
+        numbers += [_less(final.value, init.value), _less(final.lo, init.hi), _less(final.hi, init.lo)]
         row |= {f"{name}{part}": _six(number) for part, number in zip(STATISTICS, numbers, strict=True)}
-        row["n_images"] = row.get("n_images") or final.n
         if metric is RANKED:
+            row["n_images"] = final.n or init.n
             row["interval"] = (final.lo, final.hi)
             row["unranked"] = _why_unranked(board, cells, final)
     row["n_seeds"], row["n_init_seeds"] = (len({c.seed for c in done if c.state == s}) for s in ("final", "init"))
@@ -176,6 +178,10 @@ def _row(board: Board, model: str, data: str, group: str, cells: list[Cell]) -> 
     devices = {str(board.results[cell].cost["device"]) for cell in done if board.results[cell].cost.get("device")}
     row["device"] = " + ".join(sorted(devices)) or None
     return row
+
+
+def _less(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def _six(number: float | None) -> float | None:
@@ -190,18 +196,21 @@ def _why_unranked(board: Board, cells: Iterable[Cell], pooled: Measure) -> str |
             return f"{cell.seed}: {board.status(cell)}" + (f": {board.reason(cell)}" if board.reason(cell) else "")
     if not needed:
         return f"the suite asks for no {RANKED.probe} of its final state"
-    if pooled.value is None:
+    if pooled.reason:
         return pooled.reason
     return "no interval" if pooled.lo is None or pooled.hi is None else None
 
 
 def _rank(rows: list[dict[str, Any]]) -> None:
-    """Rank the complete rows of each (data, group), in place."""
-    boards: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    """Rank the complete rows of the same data, images and group among each other, in place."""
+    boards: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if row["unranked"] is None:
-            boards.setdefault((row["data"], row["group"]), []).append(row)
+            boards.setdefault((row["data"], row["n_images"], row["group"]), []).append(row)
     for board in boards.values():
+        if len(board) == 1:
+            board[0]["unranked"] = "nothing to compare with"
+            continue
         places = ranks([row["interval"] for row in board], bool(RANKED.higher_is_better))
         for row, (best, worst) in zip(board, places, strict=True):
             row |= {"rank": best, "rank_worst": worst, "ranked": len(board)}

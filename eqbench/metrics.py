@@ -35,9 +35,10 @@ class Metric:
     headline: bool = False
 
 
-_TWIN = "the same on the symmetrised twin (kernels averaged over the group, batch-norm reset), whose logits are exactly invariant wherever the grid lets them be"
+_TWIN = "the same on the symmetrised twin (kernels averaged over the group, batch norm reset) on the first few images: what the sampling grid alone does to a symmetric network of this architecture, at this size; not a bound"
+_PLACEBO = "a group of the same lattice class that was not in the training augmentation"
 _ORBIT_COST = "|G| forwards an image, shared by all metrics of the orbit and by all groups of one job"
-_LOSS = "mean cross-entropy of the images probed, evaluation mode, no weight decay"
+_LOSS = "mean cross-entropy in evaluation mode, without weight decay, of images from the training split (how many: the spectrum probe's own number)"
 
 _ALL = (
     Metric(
@@ -46,7 +47,7 @@ _ALL = (
         "Lattice error, native size",
         "E_G",
         "",
-        "How far the logits move over the group's orbit, relative to how far they differ between images. 0 is invariant, about √2 is unrelated.",
+        "How far the logits move over the group's orbit, relative to how far they differ between images; 0 is invariant, about √2 is unrelated. At the native input size.",
         "E_G = [ Σₓ mean_{g≠e} |f(gx) − f(x)|² / Σₓ |f(x) − mean f|² ]^½",
         "eqbench; cf. Kvinge et al. 2022, NeurIPS (G-EED)",
         False,
@@ -93,7 +94,7 @@ _ALL = (
         "after Shen et al. 2025, TMLR (twirled loss)",
         False,
         floor=_TWIN,
-        null="placebo: the share for a group of the same lattice class that training had no reason to learn",
+        null=f"not chance but the placebo's share: {_PLACEBO}",
         cost=_ORBIT_COST,
         headline=True,
     ),
@@ -108,7 +109,7 @@ _ALL = (
         "Lin 1991, IEEE Trans. Inf. Theory (generalised Jensen–Shannon divergence)",
         False,
         floor=_TWIN,
-        null="placebo: the share for a group of the same lattice class that training had no reason to learn",
+        null=f"not chance but the placebo's share: {_PLACEBO}",
         cost=_ORBIT_COST,
         headline=True,
     ),
@@ -123,7 +124,7 @@ _ALL = (
         "Lin 1991, IEEE Trans. Inf. Theory",
         False,
         floor=_TWIN,
-        null="placebo: the divergence for the placebo group",
+        null=f"not chance but the placebo's divergence: {_PLACEBO}",
         cost=_ORBIT_COST,
     ),
     Metric(
@@ -132,7 +133,7 @@ _ALL = (
         "Placebo gap",
         "Δ_G",
         "",
-        "The placebo group's share minus this group's: positive where the network treats this group as a symmetry and a look-alike of it not. Labelled share where there are labels, Jensen–Shannon share where there are none.",
+        "The placebo group's share minus this group's: positive where the network treats this group as a symmetry and a look-alike of it not. None where the placebo was itself in the training augmentation; from the Jensen–Shannon share where there are no labels.",
         "Δ_G = S_placebo − S_G (paired over images)",
         "eqbench",
         True,
@@ -199,7 +200,7 @@ _ALL = (
     Metric(
         "loss",
         "spectrum",
-        "Training loss",
+        "Loss probed",
         "L",
         "nat",
         f"The loss whose curvature is measured: {_LOSS}.",
@@ -215,7 +216,7 @@ _ALL = (
         "Largest eigenvalue",
         "λ₁",
         "",
-        "The sharpest direction of the loss at these weights. Not invariant under rescaling the weights: compare states of one architecture, not architectures. The interval is numerical (Ritz residual), not over images.",
+        "The sharpest direction of the loss at these weights. Not invariant under rescaling the weights: compare states of one architecture. The interval is the numerical error (Ritz residual), not over images.",
         "λ₁ = max_v vᵀHv / vᵀv, H = ∇²L",
         "Ghorbani et al. 2019, ICML",
         None,
@@ -228,7 +229,7 @@ _ALL = (
         "Smallest eigenvalue",
         "λₙ",
         "",
-        "The most negative curvature: below 0, the weights are at a saddle of this loss. The interval is numerical (Ritz residual), not over images.",
+        "The most negative curvature: below 0, the weights are at a saddle of this loss. The interval is the numerical error (Ritz residual), not over images.",
         "λₙ = min_v vᵀHv / vᵀv",
         "Ghorbani et al. 2019, ICML",
         None,
@@ -240,7 +241,7 @@ _ALL = (
         "Hessian trace",
         "tr H",
         "",
-        "The sum of all curvatures, by Hutchinson's estimator deflated by the eigenvectors already found. The interval is that of the random probes (Student's t), not over images.",
+        "The sum of all curvatures, by Hutchinson's estimator deflated by the eigenvectors already found. The interval is over the random probes (Student's t), not over images.",
         "tr H ≈ Σ θᵢ + mean_j vⱼᵀ(I − QQᵀ)H(I − QQᵀ)vⱼ",
         "Hutchinson 1990; Meyer et al. 2021, SOSA (Hutch++)",
         None,

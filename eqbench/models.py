@@ -53,13 +53,13 @@ def create(conf: schema.Model, num_classes: int | None = None, **options: Any) -
         UserError: timm knows no such architecture or tag, or refuses the arguments.
     """
     check_name(conf.timm)
-    args = dict(conf.args) | ({} if num_classes is None else {"num_classes": num_classes}) | options
+    args = {"pretrained": False} | conf.args | ({} if num_classes is None else {"num_classes": num_classes}) | options
     size = conf.image_size
     try:
         if size is not None:
             fixed = resolve_model_input_args(conf.timm, args={"img_size": size}, **conf.args)
             args |= {"img_size": fixed["img_size"]} if "img_size" in fixed else {}
-        module: Any = timm.create_model(conf.timm, **{"pretrained": False} | args)
+        module: Any = timm.create_model(conf.timm, **args)
     except MISFITS as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in sorted(args.items()) if key != "pretrained_cfg_overlay")
         reason = f"there is no {error}" if isinstance(error, KeyError) else one_line(error)
@@ -154,6 +154,20 @@ class Network(nn.Module):
         return logits
 
 
+@torch.no_grad()
+def check_size(network: Network, model: str) -> None:
+    """Refuse an image size that the architecture cannot take, before anything is written.
+
+    Raises:
+        UserError: names the model and the size.
+    """
+    size = network.size
+    try:
+        network(torch.zeros(2, 3, size, size, device=network.mean.device))
+    except MISFITS as error:
+        raise UserError(f"conf/model/{model}.yaml: image_size: {size} px does not fit: {one_line(error)}") from None
+
+
 def input_facts(module: nn.Module) -> dict[str, Any]:
     """What a module expects of its images: image_size, mean, std, interpolation, crop_pct.
 
@@ -201,7 +215,12 @@ def save_state(module: nn.Module, folder: Path) -> str:
         sha256 = weights.sha256_file(new / weights.FILE)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(new, folder)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     finally:
         shutil.rmtree(scratch)
     return sha256

@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -35,7 +35,7 @@ SCHEMAS: dict[str, Any] = {
     "group": schema.Group,
     "probe": schema.PROBES,
 }
-ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+ID = re.compile(r"(?!all$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # `all` names the part that is a whole run
 
 
 def conf_dir() -> Path:
@@ -46,7 +46,7 @@ def conf_dir() -> Path:
 
 def ids(kind: str) -> list[str]:
     """The ids under conf/<kind>/, sorted."""
-    return sorted(path.stem for path in (conf_dir() / kind).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_dir() / kind).glob("[!.]*.yaml"))
 
 
 def parse_overrides(overrides: Sequence[str]) -> Overrides:
@@ -57,7 +57,7 @@ def parse_overrides(overrides: Sequence[str]) -> Overrides:
     """
     parsed = []
     for text in overrides:
-        match = re.fullmatch(r"[+~]{0,2}([a-z]+)\.(.+?)=(.*)", str(text), re.DOTALL)
+        match = re.fullmatch(r"\+{0,2}([a-z]+)\.(.+?)=(.*)", str(text), re.DOTALL)
         if not match:
             raise UserError(f"override {text!r}: expected <kind>.<id>.<key>=<value>, e.g. probe.orbit.images=32")
         kind, path, value = match.groups()
@@ -84,7 +84,7 @@ def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
     if name not in ids(kind):
         raise unknown(kind, name, ids(kind))
     if not ID.fullmatch(name):
-        raise UserError(f"conf/{kind}/{name}.yaml: an id holds only letters, digits and _ . + -")
+        raise UserError(f"conf/{kind}/{name}.yaml: an id is up to 100 letters, digits and _ . -, and not `all`")
     where = f"conf/{kind}/{name}.yaml"
     target = SCHEMAS[kind]
     if kind == "probe":
@@ -96,8 +96,10 @@ def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             tree = hydra_compose(f"{kind}/{name}", overrides=[f"++{kind}.{text}" for text in own])
         raw = OmegaConf.to_container(tree, resolve=True)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{where}: {one_line(error)}" + (f" (overrides: {', '.join(own)})" if own else "")) from None
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {one_line(error)[:500]}" + (f" (overrides: {', '.join(own)})" if own else "")
+        ) from None
     finally:
         GlobalHydra.instance().clear()
     # An empty file composes to nothing: every key is then missing, and said to be.
@@ -106,7 +108,17 @@ def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
 
 def _strict(target: Any, raw: Any, where: str) -> Any:
     """Merge plain data into the dataclass `target`, refusing what it does not declare."""
-    _check_keys(target, raw, where)
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected keys and values, got {raw!r}")
+    names = [field.name for field in fields(target)]
+    for key in raw:
+        if key not in names:
+            raise UserError(f"{where}: {unknown('key', str(key), names)}")
+    if target is schema.Suite and "blocks" in raw:
+        if not isinstance(raw["blocks"], dict):
+            raise UserError(f"{where}: blocks: expected named blocks, got {raw['blocks']!r}")
+        blocks = {name: _strict(schema.Block, body, f"{where}: blocks.{name}") for name, body in raw["blocks"].items()}
+        raw = raw | {"blocks": blocks}
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(target), raw))
     except MissingMandatoryValue as error:
@@ -114,29 +126,20 @@ def _strict(target: Any, raw: Any, where: str) -> Any:
         raise UserError(f"{where}: the key {key} is missing") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except OmegaConfBaseException as error:
-        first, *_ = str(error).splitlines()
-        raise UserError(f"{where}: {error.full_key or ''}: {first}") from None
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = getattr(error, "full_key", None) or _misfit(target, raw)
+        raise UserError(f"{where}: {key}: {str(error).splitlines()[0][:300]}") from None
 
 
-def _check_keys(target: Any, raw: Any, where: str) -> None:
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: expected keys and values, got {raw!r}")
-    hints = get_type_hints(target)
-    names = [field.name for field in fields(target)]
+def _misfit(target: Any, raw: dict[str, Any]) -> str:
+    """The first key whose value alone does not fit the schema."""
     for key, value in raw.items():
-        if key not in names:
-            raise (
-                unknown("key", str(key), names)
-                if not where
-                else UserError(f"{where}: {unknown('key', str(key), names)}")
-            )
-        nested = get_args(hints[key])[1:]  # dict[str, Block] -> (Block,)
-        if nested and is_dataclass(nested[0]):
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: {key}: expected named blocks, got {value!r}")
-            for block, body in value.items():
-                _check_keys(nested[0], body, f"{where}: {key}.{block}")
+        try:
+            OmegaConf.merge(OmegaConf.structured(target), {key: value})
+        except (OmegaConfBaseException, TypeError, ValueError):
+            expected = getattr(get_type_hints(target)[key], "__name__", get_type_hints(target)[key])
+            return f"{key} (expected {expected}, got {value!r:.80})"
+    return "(the whole)"
 
 
 def digest(value: Any) -> str:
@@ -178,11 +181,13 @@ def _architectures() -> frozenset[str]:
 
 
 def check_architecture(name: str, where: str) -> None:
-    """Refuse a timm name whose architecture timm does not have; names with a scheme (`hf-hub:`) pass.
+    """Refuse a timm name whose architecture timm does not have; `hf-hub:` names pass.
 
     Raises:
         UserError: with the nearest spelling.
     """
     architecture = name.partition(".")[0]
-    if ":" not in name and architecture not in _architectures():
+    if name.startswith("hf-hub:"):
+        return
+    if architecture not in _architectures():
         raise UserError(f"{where}: timm: {unknown('architecture', architecture, _architectures())}")

@@ -12,12 +12,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from eqbench.cells import data_of
-from eqbench.config import UNGROUPED
 from eqbench.drawing import STYLE, WIDTH, Titles, by_label, colours_of, legend, mark, panels, svg, words
 from eqbench.leaderboard import RANKED, Board
 from eqbench.metrics import METRICS
 from eqbench.results import Status, write_text
+from eqbench.schema import UNGROUPED
 
 FIGURES = {
     "tradeoff": "Accuracy against equivariance, a panel a group. Filled: trained; hollow: untrained; crosses: 95 % "
@@ -25,7 +24,7 @@ FIGURES = {
     "heatmap": f"{RANKED.title} {RANKED.symbol} of each trained model under each group: lower is more equivariant. "
     "Hatched: a cell behind the number failed, was skipped, is stale or was not run, so it has no rank (a board of more than 40 rows: grey, values in the table).",
     "emergence": f"What training changed: {RANKED.symbol} untrained and trained, a panel a group. Bars: 95 % intervals, "
-    "enveloped over seeds. Grey band: the null (shuffled image pairs).",
+    "enveloped over seeds. Grey: the null (shuffled image pairs) before and after training.",
     "spectrum": "Largest Hessian eigenvalues (circles) and the smallest (triangles), untrained above trained, every "
     "seed. Compare states of one architecture, not architectures.",
 }
@@ -174,9 +173,11 @@ def _emergence(board: Board, titles: Titles) -> Figure | None:
     colours = colours_of(board)
     figure, grid = panels(table["group"].unique())
     for number, (group, axes) in enumerate(grid.items()):
-        nulls = table.loc[table["group"] == group, f"{name}_null"].dropna()
-        if len(nulls):
-            axes.axhspan(nulls.min() - 0.01, nulls.max() + 0.01, color="#dcdcdc", zorder=0)
+        for start, column in ((-0.3, f"{name}_init_null"), (0.5, f"{name}_null")):
+            nulls = table.loc[table["group"] == group, column].dropna()
+            if len(nulls):
+                low, high = nulls.min() - 0.01, nulls.max() + 0.01
+                axes.fill_between([start, start + 0.8], low, high, color="#dcdcdc", linewidth=0, zorder=0)
         labels = by_label(table[table["group"] == group], colours)
         for k, (colour, marker, own) in enumerate(labels):
             left = min(0.03, 0.24 / len(labels)) * (k - (len(labels) - 1) / 2)
@@ -213,7 +214,7 @@ def _spectrum(board: Board, titles: Titles) -> Figure | None:
             for shape, curve in (("o", "eigenvalues"), ("v", "smallest")):
                 marks = [(cell.state, shape, cell.seed, float(value)) for value in result.curves.get(curve, [])]
                 if marks:
-                    found.setdefault((data_of(board.plan, cell), cell.model), []).extend(marks)
+                    found.setdefault((board.plan.data(cell), cell.model), []).extend(marks)
     if not found:
         return None
     colours = colours_of(board)

@@ -31,7 +31,7 @@ VERSIONS = ("eqbench", "git", "torch", "timm_version", "python")
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers. `legend` names what stands below the value and its interval, in order."""
+    """A column of numbers. `legend` names what stands below the value and, if it is bounded, its interval, in order."""
 
     key: str
     symbol: str
@@ -42,6 +42,7 @@ class Column:
     tip: str
     unit: str = ""
     legend: tuple[str, ...] = ()
+    bounded: bool = True
 
 
 def report(board: Board, out_dir: Path) -> Path:
@@ -119,10 +120,10 @@ def _columns(board: Board) -> Iterator[Column]:
             tip = f"{metric.symbol} trained minus {metric.symbol} untrained: what training changed."
             sense = f"{'positive' if better else 'negative'} is better"
             yield Column(f"{metric.name}_emergence", f"Δ{metric.symbol}", "Emergence", sense, ARROWS[better], True, tip)
-    yield Column("parameters", "params", "Parameters", SENSES[None], "", False, "Number of weights.")
-    yield Column(
-        "seconds", "s", "Seconds", SENSES[None], "", False, "Time that the row's finished cells took together."
-    )
+    plain: Any = {"sense": SENSES[None], "arrow": "", "shown": False}
+    yield Column("parameters", "params", "Parameters", tip="Number of weights.", bounded=False, **plain)
+    tip = "Time of the row's cells; groups share forwards, so the first one measured pays."
+    yield Column("seconds", "s", "Seconds", tip=tip, bounded=False, **plain)
 
 
 def _math(text: str) -> Markup:
@@ -136,12 +137,15 @@ def _row(row: dict[str, Any], columns: list[Column]) -> dict[str, Any]:
     cells = []
     for column in columns:
         below = []
-        if column.legend:
+        if column.bounded:
             low, high = row[f"{column.key}_lo"], row[f"{column.key}_hi"]
             below.append(f"[{number(low)}, {number(high)}]" if low is not None and high is not None else "no interval")
+        if column.legend:
             keys = {"untrained": "init"}
             beside = [row[f"{column.key}_{keys.get(word, word)}"] for word in column.legend]
             below.append(" · ".join(map(number, beside)))
+        if column.key == RANKED.name and row["aligned_size"] not in (None, row["image_size"]):
+            below.append(f"at {row['aligned_size']:.0f} px")
         empty = row[column.key] is None and all(text in ("no interval", "—", "— · —", "— · — · —") for text in below)
         cells.append(("—", []) if empty else (number(row[column.key]), below))
     return row | {"cells": cells}
@@ -158,7 +162,8 @@ def _card(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for key in CARD:
         value = facts.get(key)
         if value is not None:
-            text = ", ".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+            told = [f"{name} {part}" for name, part in value.items()] if isinstance(value, dict) else [str(value)]
+            text = ", ".join(told)
             yield key.replace("_", " "), f"{value:,}" if key == "parameters" and isinstance(value, int) else text
     if made := _made_with(facts):
         yield "measured with", made
@@ -174,7 +179,7 @@ def _figure(path: Path) -> Markup | str | None:
     """The figure itself; its place beside the page, if it is too large; None, if it is not drawn."""
     if not path.exists():
         return None
-    text = path.read_text()
+    text = path.read_text(errors="replace")
     return Markup(text) if len(text) <= LARGEST else f"figures/{path.name}"
 
 
@@ -189,5 +194,6 @@ def _missing(board: Board) -> dict[str, int]:
 
 
 def _versions(board: Board) -> list[str]:
-    """Every combination of versions that the numbers were made with."""
-    return sorted({_made_with(result.provenance) for result in board.results.values() if result.provenance})
+    """Every combination of versions, device and day that the numbers were made with."""
+    made = [(result.provenance, result.cost) for result in board.results.values() if result.provenance]
+    return sorted({f"{_made_with(p)}, on {c.get('device')}, {str(p.get('started'))[:10]}" for p, c in made})

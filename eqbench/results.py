@@ -58,14 +58,16 @@ class Measure:
 
 @dataclass
 class Result:
-    """What one cell gave. `docs`: the names of `metrics` are declared in eqbench.metrics.
+    """What one cell gave.
 
     Attributes:
         cell: suite, model, seed, state, group, probe, data.
         digest: sha256 of what decided the numbers: resolved config, weights, data, probe version.
+        metrics: by the names that eqbench.metrics declares.
         layers: one dict a layer: name, depth in 0..1, shape, coverage, and a Measure a metric.
         curves: small arrays for plots.
-        config: the resolved configuration. cost: seconds, forwards, jvps, hvps, peak_mb, device.
+        config: the resolved configuration. cost: seconds, forwards
+            (images through the network itself, not through its twins), jvps, hvps, peak_mb, device, threads.
         provenance: versions, hashes, and the facts of the model that boards show beside its numbers.
     """
 
@@ -81,11 +83,6 @@ class Result:
     digest: str = ""
     schema: int = SCHEMA
 
-    def __post_init__(self) -> None:
-        for name in self.metrics:
-            if name not in METRICS:
-                raise KeyError(f"metric '{name}' is not declared in eqbench.metrics")
-
 
 def identity(config: dict[str, Any], weights: str, data: str) -> str:
     """The digest that says whether a stored cell still answers the question asked."""
@@ -97,7 +94,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -114,8 +111,21 @@ def write_json(path: Path, tree: Any) -> None:
 
 
 def write(result: Result, path: Path) -> None:
-    """Write one result file."""
-    write_json(path, asdict(result))
+    """Write one result file; entries of curves that are not finite become null.
+
+    Raises:
+        KeyError: a metric is not declared in eqbench.metrics.
+    """
+    for name in result.metrics:
+        if name not in METRICS:
+            raise KeyError(f"metric '{name}' is not declared in eqbench.metrics")
+    tree = asdict(result)
+    tree["curves"] = {name: [_finite(entry) for entry in curve] for name, curve in result.curves.items()}
+    write_json(path, tree)
+
+
+def _finite(entry: Any) -> Any:
+    return None if isinstance(entry, float) and not math.isfinite(entry) else entry
 
 
 def read(path: Path) -> Result:
@@ -125,15 +135,18 @@ def read(path: Path) -> Result:
         UserError: the file is not a result of this schema; says which file, and to delete it.
     """
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["schema"] != SCHEMA:
             raise ValueError(f"schema {tree['schema']}, this version reads {SCHEMA}")
         known = {f.name for f in fields(Result)}
         result = Result(**{key: value for key, value in tree.items() if key in known})
         result.status = Status(result.status)
+        for key in ("cell", "curves", "config", "cost", "provenance"):
+            if not isinstance(getattr(result, key), dict):
+                raise ValueError(f"`{key}` is no mapping")
         result.metrics = {name: Measure(**measure) for name, measure in tree["metrics"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a readable result ({error}): delete it, and it is computed again") from None
+        raise UserError(f"{path}: not a readable result ({error}): run its probe again, and it is replaced") from None
     return result
 
 

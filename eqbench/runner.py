@@ -3,6 +3,7 @@
 Nothing here imports torch until a cell has to be measured.
 """
 
+import json
 import platform
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eqbench import __version__, data, results, schema, weights
-from eqbench.config import UNGROUPED, Cell, Plan
+from eqbench import __version__, data, groups, results, schema, weights
+from eqbench.config import Cell, Plan
 from eqbench.errors import UserError
 from eqbench.results import Result, Status
+from eqbench.schema import UNGROUPED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +39,10 @@ def select(plan: Plan, model: str, seed: str, state: str, part: str) -> list[Cel
     """
     run = sorted(c for c in plan.cells if (c.model, c.seed, c.state) == (model, seed, state))
     if not run:
-        runs = sorted({f"model={c.model} seed={c.seed} state={c.state}" for c in plan.cells})
-        raise UserError(f"suite '{plan.name}' has no cells of model={model} seed={seed} state={state}: it has {runs}")
-    parts = {"all": run}
+        own = sorted({f"{c.seed} {c.state}" for c in plan.cells if c.model == model})
+        there = f"of this model it has {', '.join(own)}" if own else f"its models are {', '.join(plan.models)}"
+        raise UserError(f"suite '{plan.name}' has no cells of model={model} seed={seed} state={state}: {there}")
+    parts = {"all": list(run)}
     for cell in run:
         parts.setdefault(cell.group, []).append(cell)
         parts.setdefault(f"{cell.group}+{cell.probe}", []).append(cell)
@@ -48,12 +51,18 @@ def select(plan: Plan, model: str, seed: str, state: str, part: str) -> list[Cel
     return parts[part]
 
 
-def run(plan: Plan, cells: Sequence[Cell], weights_root: Path, cells_root: Path, manifest: Path) -> dict[str, int]:
-    """Bring the cells of one (model, seed, state) up to date, then write the part's manifest.
+def run(
+    plan: Plan, cells: Sequence[Cell], weights_root: Path, cells_root: Path, parts: Path, part: str | None
+) -> dict[str, int]:
+    """Bring the cells of one (model, seed, state) up to date, then write the manifest of the part that was asked for.
 
     A cell is kept if its file carries the digest of what is asked now and did not fail. A cell that fails costs itself
     alone: it becomes a row with its reason. Anything unforeseen is a bug and ends the job with a traceback; the cells
-    written before it stay.
+    written before it stay. Manifests of other parts that list a cell which is now another are removed, so that whoever
+    asks for those parts looks again.
+
+    Args:
+        parts: the folder of this run's manifests. part: which to write; None: none, for runs outside the workflow.
 
     Returns:
         How many cells were kept, ok, skipped and failed.
@@ -61,21 +70,26 @@ def run(plan: Plan, cells: Sequence[Cell], weights_root: Path, cells_root: Path,
     Raises:
         UserError: the weights or the images cannot be read.
     """
-    part = _Part(plan, cells[0], weights_root)
+    job = _Part(plan, cells[0], weights_root)
     counts = {"kept": 0} | dict.fromkeys(map(str, Status), 0)
     listed: dict[str, dict[str, str]] = {}
     for cell in tqdm(cells, desc=f"{cells[0].model} {cells[0].seed} {cells[0].state}", unit="cell", disable=None):
         path = cells_root / cell.path
-        identity = part.identity(cell)
+        identity = job.identity(cell)
         stored = _stored(path)
         if stored is not None and stored.digest == identity and stored.status is not Status.failed:
             counts["kept"] += 1
         else:
-            stored = part.measure(cell, identity)
+            stored = job.measure(cell, identity)
             results.write(stored, path)
             counts[str(stored.status)] += 1
         listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
-    results.write_json(manifest, listed)
+    for path in parts.glob("[!.]*.json"):
+        known = json.loads(path.read_text())
+        if any(known.get(cell, entry) != entry for cell, entry in listed.items()):
+            path.unlink()
+    if part is not None:
+        results.write_json(parts / f"{part}.json", listed)
     return counts
 
 
@@ -97,15 +111,20 @@ class _Part:
         self.where = (cell.model, cell.seed, cell.state)
         self.card = weights.read_card(root, cell.model, cell.seed)
         self.sha256 = weights.check_state(root, *self.where)
-        self._data: dict[tuple[str, str, int], data.Dataset] = {}
-        self._subjects: dict[tuple[str, str, int], Subject] = {}
+        self._data: dict[tuple[str, schema.Split, int], data.Dataset] = {}
+        self._subjects: dict[tuple[str, schema.Split, int], Subject] = {}
         self._network: Network | None = None
 
+    def _images(self, cell: Cell) -> tuple[str, schema.Split, int]:
+        """What tells one set of images from another: data, split, how many."""
+        conf = self.plan.probe(cell)
+        return self.plan.data(cell), conf.split, conf.images
+
     def dataset(self, cell: Cell) -> data.Dataset:
-        name, conf = self.plan.data(cell), self.plan.probe(cell)
-        key = (name, conf.split, conf.images)
+        key = self._images(cell)
         if key not in self._data:
-            self._data[key] = data.load(name, self.plan.option("data", name), conf.split, conf.images)
+            name, split, images = key
+            self._data[key] = data.load(name, self.plan.option("data", name), split, images)
         return self._data[key]
 
     def identity(self, cell: Cell) -> str:
@@ -119,10 +138,9 @@ class _Part:
         if self._network is None:
             self._network = models.load_state(weights.state_dir(self.root, *self.where)).to(models.device())
         network, images = self._network, self.dataset(cell)
-        name, conf = self.plan.data(cell), self.plan.probe(cell)
-        key = (name, conf.split, conf.images)
+        key = self._images(cell)
         if key not in self._subjects:
-            crop = self.plan.option("data", name).crop_pct or network.crop_pct
+            crop = self.plan.option("data", key[0]).crop_pct or network.crop_pct
             batch = self.plan.option("model", cell.model).batch
 
             def batches(size: int) -> "Iterator[Tensor]":
@@ -130,7 +148,7 @@ class _Part:
                     yield x
 
             labels = self._labels(images)
-            self._subjects[key] = Subject(network, network.size, batches, len(images), labels)
+            self._subjects[key] = Subject(network, network.size, batches, len(images), labels, images.clusters)
         return self._subjects[key]
 
     def _labels(self, images: data.Dataset) -> "Tensor | None":
@@ -151,12 +169,25 @@ class _Part:
 
         started = datetime.now(UTC).isoformat(timespec="seconds")
         group = self.plan.option("group", cell.group) if cell.group != UNGROUPED else schema.Group(UNGROUPED)
-        result = probes.measure(self.subject(cell), group.action, group.placebo, self.plan.probe(cell))
+        learned = self._learned(group.placebo or UNGROUPED)
+        placebo = None if learned else group.placebo
+        result = probes.measure(self.subject(cell), group.action, placebo, self.plan.probe(cell))
+        if learned and result.metrics:
+            result.metrics["placebo_gap"] = results.Measure(None, reason=learned)
         result.cell = {**asdict(cell), "data": self.plan.data(cell)}
         result.digest = identity
         result.config = self.plan.config(cell)
         result.provenance = self._provenance(cell) | {"started": started}
         return result
+
+    def _learned(self, placebo: str) -> str | None:
+        """Why a group is no placebo for this model: its elements were in the training augmentation."""
+        augment = (self.card.get("recipe") or {}).get("augment", UNGROUPED)
+        if UNGROUPED in (placebo, augment):
+            return None
+        trained = groups.get(self.card["config"]["group"]["action"]).elements()
+        inside = set(groups.get(placebo).elements()) <= set(trained)
+        return f"{placebo} is part of the training augmentation {augment}, so it is no placebo" if inside else None
 
     def _provenance(self, cell: Cell) -> dict[str, Any]:
         facts = {k: self.card["facts"].get(k) for k in ("family", "architecture", "parameters", "image_size")}

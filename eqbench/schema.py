@@ -12,8 +12,12 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from eqbench.errors import UserError, unknown
-from eqbench.groups import GROUPS
+from eqbench.groups import GROUPS, PLACEBOS
 
+# Keyword arguments of timm.create_model that would load weights behind the card's back, or give no logits.
+RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
+RESERVED |= {"scriptable", "exportable", "no_jit", "in_chans"}  # groups act on RGB images
+UNGROUPED = "none"  # the trivial group: probes that have no group write their one cell here
 STATE = re.compile(r"init|final|epoch-(\d{3,})")
 
 
@@ -80,9 +84,11 @@ class Model:
             Source.hub: [],
         }[self.source]
         for key in needs:
-            _require(getattr(self, key) is not None, key, f"a value, because source is '{self.source}'", None)
+            _require(bool(getattr(self, key)), key, f"a value, because source is '{self.source}'", getattr(self, key))
+        for key in sorted(RESERVED & self.args.keys()):
+            raise UserError(f"args.{key}: is not the model's to set: weights come from `source` alone")
         _require(self.batch >= 1, "batch", "at least 1", self.batch)
-        _require(self.image_size is None or self.image_size >= 8, "image_size", "at least 8 px", self.image_size)
+        _require(self.image_size is None or 8 <= self.image_size <= 4096, "image_size", "8..4096 px", self.image_size)
         if self.sha256 is not None:
             _require(bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), "sha256", "64 lower-case hex digits", self.sha256)
 
@@ -104,6 +110,7 @@ class Data:
             _require(self.test is not None, "test", "a folder or tar of images, because kind is 'folder'", None)
         if self.kind is DataKind.timm:
             _require(self.name is not None, "name", "a timm data set name, because kind is 'timm'", None)
+            _require(self.test is not None, "test", "the name of a split, because kind is 'timm'", None)
         _require(self.crop_pct is None or 0 < self.crop_pct <= 1, "crop_pct", "in (0, 1]", self.crop_pct)
 
 
@@ -139,10 +146,12 @@ class Train:
             _require(math.isfinite(value) and value > 0, key, "a positive number", value)
         _require(self.model_ema_decay < 1, "model_ema_decay", "below 1", self.model_ema_decay)
         _require(0 <= self.min_lr <= self.lr, "min_lr", f"in 0..lr ({self.lr})", self.min_lr)
-        _require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        _require(self.batch_size >= 2, "batch_size", "at least 2", self.batch_size)
+        decay = self.weight_decay
+        _require(math.isfinite(decay) and decay >= 0, "weight_decay", "at least 0", decay)
+        _require(2 <= self.batch_size <= 2**20, "batch_size", "in 2..2^20", self.batch_size)
         _require(0 <= self.smoothing < 1, "smoothing", "in [0, 1)", self.smoothing)
-        _require(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "positive", self.clip_grad)
+        clip = self.clip_grad
+        _require(clip is None or (math.isfinite(clip) and clip > 0), "clip_grad", "a positive number", clip)
         for epoch in self.save:
             _require(1 <= epoch <= self.epochs, "save", f"epochs in 1..{self.epochs}", epoch)
 
@@ -152,13 +161,21 @@ class Group:
     """conf/group/<id>.yaml: a transformation group and the placebo it is read against."""
 
     action: str = MISSING  # a name in eqbench.groups.GROUPS
-    placebo: str | None = None  # likewise: same lattice class, nothing that training had reason to learn
+    placebo: str | None = None  # likewise; None: the action's own in eqbench.groups.PLACEBOS; "none": do without
 
     def __post_init__(self) -> None:
+        if self.placebo is None:
+            self.placebo = PLACEBOS.get(self.action, UNGROUPED)
         for key in ("action", "placebo"):
             name = getattr(self, key)
-            if name is not None and name not in GROUPS:
+            if name not in GROUPS:
                 raise UserError(f"{key}: {unknown('group action', name, GROUPS)}")
+        elements = set(GROUPS[self.action].elements())
+        _require(len(elements) > 1, "action", "a group with more than one element", self.action)
+        if self.placebo != UNGROUPED:
+            others = set(GROUPS[self.placebo].elements())
+            same = len(others) == len(elements) and others != elements
+            _require(same, "placebo", f"another group of {len(elements)} elements, or none", self.placebo)
 
 
 @dataclass
@@ -176,10 +193,10 @@ class Orbit:
 
     def __post_init__(self) -> None:
         _require(self.images >= 8, "images", "at least 8", self.images)
-        _require(self.resamples >= 100, "resamples", "at least 100", self.resamples)
+        _require(100 <= self.resamples <= 10**5, "resamples", "at least 100 (at most 100000)", self.resamples)
         _require(2 <= self.floor_images <= self.images, "floor_images", "in 2..images", self.floor_images)
-        _require(self.aligned_below >= 0, "aligned_below", "at least 0 px", self.aligned_below)
-        _require(self.aligned_above >= 0, "aligned_above", "at least 0 px", self.aligned_above)
+        for key in ("aligned_below", "aligned_above"):
+            _require(0 <= getattr(self, key) <= 512, key, "in 0..512 px", getattr(self, key))
 
 
 @dataclass
@@ -223,10 +240,12 @@ class Block:
     images: int | None = None  # images a probe uses; None: the probe's own number
 
     def __post_init__(self) -> None:
-        _require(self.seeds >= 1, "seeds", "at least 1", self.seeds)
+        _require(1 <= self.seeds <= 10**6, "seeds", "at least 1", self.seeds)
         _require(self.images is None or self.images >= 8, "images", "at least 8", self.images)
         for state in self.states:
-            _require(bool(STATE.fullmatch(state)), "states", "init, final or epoch-NNN", state)
+            match = STATE.fullmatch(state)
+            canonical = match and (match[1] is None or state == f"epoch-{int(match[1]):03d}" != "epoch-000")
+            _require(bool(canonical), "states", "init, final or epoch-NNN", state)
         for key in ("models", "groups", "probes", "states"):
             values = getattr(self, key)
             _require(bool(values), key, "at least one", values)

@@ -1,4 +1,4 @@
-"""Intervals: the paired percentile bootstrap over images (no torch)."""
+"""Intervals: the paired percentile bootstrap over images, or over clusters of images (no torch)."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,25 +9,30 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 LEVEL = 0.95
+BLOCK = 2**23  # weights that are held at once: 64 MB
 
 
 @lru_cache(maxsize=4)
-def resamples(n: int, count: int) -> Array:
-    """How often each of n images is drawn in each of `count` bootstrap resamples: (count, n), rows sum to n.
+def resamples(n: int, count: int, seed: int = 0) -> Array:
+    """How often each of n units is drawn in each of `count` bootstrap resamples: (count, n), rows sum to n.
 
-    The draws depend on n and count alone, so that every model, group and metric is resampled alike: differences between
-    them are paired (Efron & Tibshirani 1993, ch. 8).
+    The draws depend on the arguments alone, so that every model, group and metric is resampled alike: differences
+    between them are paired (Efron & Tibshirani 1993, ch. 8).
     """
-    draws = np.random.default_rng(0).integers(n, size=(count, n))
+    draws = np.random.default_rng(seed).integers(n, size=(count, n))
     return np.stack([np.bincount(row, minlength=n) for row in draws]).astype(np.float64)
 
 
-def bootstrap(statistic: Statistic, n: int, count: int) -> tuple[float, float, float]:
+def bootstrap(
+    statistic: Statistic, n: int, count: int, clusters: NDArray[np.int64] | None = None
+) -> tuple[float, float, float]:
     """A statistic of n images and its percentile interval.
 
     Args:
         statistic: maps weights (B, n) on the images to values (B,).
         n: images. count: resamples.
+        clusters: (n,), equal for images that depend on each other: whole clusters are drawn then (Davison & Hinkley
+            1997, sec. 3.8); None: images are.
 
     Returns:
         (value at unit weights, lower, upper end of the 95 % interval); NaN where the statistic is undefined.
@@ -38,9 +43,15 @@ def bootstrap(statistic: Statistic, n: int, count: int) -> tuple[float, float, f
     >>> bool(value == x.mean() and abs((hi - lo) / (2 * 1.96 * standard_error) - 1) < 0.05)
     True
     """
+    names, owner = (None, slice(None)) if clusters is None else np.unique(clusters, return_inverse=True)
+    units = n if names is None else len(names)
+    rows = max(1, min(count, BLOCK // n))
+    samples = np.empty(count)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(np.ones((1, n)))[0])
-        samples = statistic(resamples(n, count))
+        for block, start in enumerate(range(0, count, rows)):
+            part = samples[start : start + rows]
+            part[:] = statistic(resamples(units, len(part), block)[:, owner])
     tail = 50 * (1 - LEVEL)
     lo, hi = np.nanpercentile(samples, [tail, 100 - tail]) if np.isfinite(samples).any() else (np.nan, np.nan)
     return value, float(lo), float(hi)

@@ -45,7 +45,8 @@ def train(
     """Train one (model, seed) and write its states, then its card, below root/model/seed/.
 
     States: `init`, `epoch-NNN` for each epoch in `recipe.save`, `final`; with `model_ema` all but `init` hold the
-    averaged weights. The card is written last: where it exists, the training is complete.
+    averaged weights. The card is written last: where it exists, the training is complete, and is not done again if it
+    is this very one.
 
     Args:
         model_id: id of conf/model.
@@ -60,13 +61,14 @@ def train(
     train_set, test_set = (data.load(data_name, data_conf, split) for split in (schema.Split.train, schema.Split.test))
     _check(train_set, test_set)
     shas = {"train": train_set.sha256, "test": test_set.sha256}
-    identity = [model_id, seed, config, asdict(recipe), augment.name, shas, versions()]
-
+    identity = digest([model_id, seed, config, asdict(recipe), augment.name, shas, versions()])
+    if weights.intact(root, model_id, seed, identity=identity):
+        return
+    run = _Run(model_id, conf, recipe, seed, root, data_conf, train_set, test_set, augment)
     card = weights.card_path(root, model_id, seed)
     card.unlink(missing_ok=True)
-    run = _Run(model_id, conf, recipe, seed, root, data_conf, train_set, test_set, augment)
     checkpoint = card.parent / CHECKPOINT
-    run.start(checkpoint, digest(identity))
+    run.start(checkpoint, identity)
     with tqdm(total=recipe.epochs, initial=run.epoch, desc=f"{model_id} {seed}", unit="epoch", disable=None) as bar:
         while run.epoch < recipe.epochs:
             run.step(checkpoint)
@@ -84,6 +86,7 @@ def train(
         "facts": models.facts(run.averaged.module),
         "versions": versions(),
         "config": config,
+        "identity": identity,
         "recipe": asdict(recipe),
         "metrics": run.history,
         "data": {"name": data_name, "sha256": shas, "images": {"train": len(train_set), "test": len(test_set)}},
@@ -126,6 +129,7 @@ class _Run:
         self.states: dict[str, str] = {}
         module = models.init_state(conf, len(train_set.classes), int(seed[1:]))
         self.network = models.Network(module).to(self.device)
+        models.check_size(self.network, model_id)
         crop_pct = data_conf.crop_pct or self.network.crop_pct
         self.train_set = Images(train_set, self.network, crop_pct, self.device)
         self.test_set = Images(test_set, self.network, crop_pct, self.device)
@@ -156,11 +160,12 @@ class _Run:
         if checkpoint.exists():
             try:
                 saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+                same = saved["identity"] == identity
             except Exception as error:
                 raise UserError(
                     f"{checkpoint}: not a readable checkpoint ({type(error).__name__}): delete it"
                 ) from None
-            if saved["identity"] == identity:
+            if same:
                 self.epoch, self.history, self.states = saved["epoch"], saved["history"], saved["states"]
                 self.network.load_state_dict(saved["network"])
                 self.optimizer.load_state_dict(saved["optimizer"])

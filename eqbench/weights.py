@@ -69,3 +69,16 @@ def check_state(root: Path, model: str, seed: str, state: str) -> str:
             f"delete {card_path(root, model, seed).parent} and fetch or train '{model}' again"
         )
     return found
+
+
+def intact(root: Path, model: str, seed: str, **expected: Any) -> bool:
+    """Whether there is a card that says all of `expected`, and every state on it is as it was written."""
+    if not card_path(root, model, seed).exists():
+        return False
+    try:
+        card = read_card(root, model, seed)
+        for state in card["states"]:
+            check_state(root, model, seed, state)
+    except UserError:
+        return False
+    return all(card.get(key) == value for key, value in expected.items())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eqbench import results
-from eqbench.cells import data_of, names
+from eqbench.cells import names
 from eqbench.config import Cell, Plan, load_suite
 from eqbench.results import Measure, Result, Status
 
@@ -75,7 +75,7 @@ def make(plan: Plan, cell: Cell) -> Result:
     """One finished cell."""
     rng = random.Random(_sha(cell.model, cell.seed, cell.state, cell.group))
     kind = cell.model.split("_")[0]
-    labels = data_of(plan, cell) != "photos"
+    labels = plan.data(cell) != "photos"
     metrics, curves = (_orbit(cell, labels, rng), {}) if cell.probe == "orbit" else _spectrum(cell, rng)
     trained = plan.trained(cell.model)
     return Result(
@@ -95,7 +95,7 @@ def make(plan: Plan, cell: Cell) -> Result:
             "licence": None if trained else "Apache-2.0",
             "augment": ("d4" if cell.model.endswith("_d4") else "none") if trained else None,
             "weights": _sha("weights", cell.model, cell.seed, cell.state),
-            "data": _sha("data", data_of(plan, cell)),
+            "data": _sha("data", plan.data(cell)),
             "eqbench": "0.1.0",
             "git": "0123456789abcdef",
             "dirty": False,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eqbench import options, schema
+from eqbench import config, options, schema
 from eqbench.config import Cell, load_suite, stamps
 from eqbench.errors import UserError
 from eqbench.options import digest, ids, load, parse_overrides, plain
@@ -57,6 +57,7 @@ def test_overrides_reach_their_cells_alone():
     changed = {cell for cell in before.cells if before.config(cell) != after.config(cell)}
     assert changed == {cell for cell in before.cells if cell.model == "vit_digits"}
     assert before.weights("vit_digits") == after.weights("vit_digits")  # a batch size does not retrain
+    assert before.weights("vit_digits") == load_suite("demo", ["model.vit_digits.licence=MIT"]).weights("vit_digits")
     assert before.weights("vit_digits") != load_suite("demo", ["train.digits_vit.lr=1e-4"]).weights("vit_digits")
 
 
@@ -111,6 +112,21 @@ def test_a_probes_version_is_in_its_cells():
         (["suite.demo.blocks.digits.states=[last]"], r"states: expected init, final or epoch-NNN, got 'last'"),
         (["suite.demo.blocks.digits.states=[epoch-003]"], r"no state 'epoch-003': add 3 to `save`"),
         (["suite.demo.blocks.pretrained.states=[epoch-003]"], r"is not trained here"),
+        (["suite.demo.blocks.digits.models=vit_digits"], r"blocks.digits: models"),
+        (["suite.demo.blocks.digits.states=[epoch-0003]"], r"states: expected init, final or epoch-NNN"),
+        (["suite.demo.blocks.digits.images=4"], r"images: expected at least 8"),
+        (
+            ["probe.orbit.floor_images=200", "suite.demo.blocks.digits.images=64"],
+            r"floor_images: expected in 2..images",
+        ),
+        (["~probe.orbit.images=3"], r"expected <kind>.<id>.<key>=<value>"),
+        (["group.c4.placebo=hflip"], r"placebo: expected another group of 4 elements"),
+        (["group.c4.action=none"], r"action: expected a group with more than one element"),
+        (["train.digits.data=photos"], r"'photos' has no labels to train on"),
+        (["train.digits.clip_grad=inf"], r"clip_grad: expected a positive number"),
+        (["model.vit_digits.args={pretrained: true}"], r"args.pretrained: is not the model's to set"),
+        (["model.vit_digits.timm='foo:bar'"], r"timm: unknown architecture"),
+        (["model.efficientnet_lite0.package="], r"package"),
         (["suite.demo.pack=jumbo"], r"conf/suite/demo.yaml: pack: .*cell, group, run"),
         (["suite.demo.blocks.pretrained.models=[vit_digits]"], r"also in another block"),
     ],
@@ -158,9 +174,20 @@ def test_stamps_follow_files(tmp_path):
     folder = tmp_path / "images"
     (folder / "cat").mkdir(parents=True)
     (folder / "cat" / "1.png").write_bytes(b"1")
-    tree = {"data": {"kind": "folder", "train": None, "test": str(folder)}}
-    before = stamps(tree)
-    assert stamps(tree) == before
+    trees = [
+        {"data": {"kind": "folder", "train": None, "test": str(folder)}},
+        {"data": {"kind": "timm", "root": str(folder)}},
+    ]
+    for tree in trees:
+        config._stamp.cache_clear()
+        before = stamps(tree)
+        assert stamps(tree) == before
+        (folder / "cat" / f"{len(list(folder.rglob('*')))}.png").write_bytes(b"2")
+        config._stamp.cache_clear()
+        assert stamps(tree) != before
     assert stamps({"data": {"kind": "digits"}}) == {}
+    assert stamps({"model": {"source": "wheel", "package": "yaml"}})["yaml"]
     with pytest.raises(UserError, match="nowhere: no such file"):
         stamps({"model": {"source": "file", "path": "nowhere"}})
+    with pytest.raises(UserError, match="pip install no-such-package"):
+        stamps({"model": {"source": "wheel", "package": "no_such_package"}})

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from eqbench.errors import UserError
+from eqbench.errors import Unsupported, UserError
 from eqbench.groups import GROUPS, PLACEBOS, get
 from eqbench.groups.lattice import D4, HFLIP, VFLIP, Element
 from eqbench.groups.twin import aligned_size, relative_error, reset_batch_norm, symmetrise
@@ -100,6 +100,42 @@ def test_aligned_size(name, native, expected, options):
     size, floor = aligned_size(network, get("d4"), native, 2, 2)
     assert size == expected
     assert floor < 1e-3
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "maxvit_tiny_tf_224", "swin_tiny_patch4_window7_224"])
+def test_tables_of_relative_positions_are_mirrored(name):
+    """BEiT's have three more rows for its class token; MaxViT's are (heads, 2h - 1, 2w - 1)."""
+    leaf = "relative_position_bias_table"
+    with torch.device("meta"):
+        module = timm.create_model(name)
+    (_, table), *_ = [(n, p) for n, p in module.named_parameters() if n.endswith(leaf)]
+    owner = nn.Module()
+    owner.register_parameter(leaf, nn.Parameter(torch.randn(table.shape)))
+    twin = getattr(symmetrise(owner, get("hflip")), leaf)
+    side = int((table.shape[0] if table.ndim == 2 else table.shape[1] ** 2) ** 0.5)
+    maps = twin[: side * side].T.reshape(-1, side, side) if table.ndim == 2 else twin
+    torch.testing.assert_close(maps, maps.flip(-1))
+    assert (maps - maps.flip(-2)).abs().max() > 0.1
+
+
+def test_oblong_kernels_are_averaged_over_what_keeps_their_shape():
+    kernel = symmetrise(nn.Conv2d(3, 4, (1, 7)), get("d4")).weight
+    torch.testing.assert_close(kernel, kernel.flip(-1))
+
+
+def test_memory_running_out_is_not_an_unaligned_size():
+    class Full(nn.Module):
+        def forward(self, x):
+            raise torch.OutOfMemoryError
+
+    class Picky(nn.Module):
+        def forward(self, x):
+            raise ValueError("only 7 px")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        aligned_size(Full(), get("hflip"), 16, 1, 1)
+    with pytest.raises(Unsupported, match="only 7 px"):
+        aligned_size(Picky(), get("hflip"), 16, 1, 1)
 
 
 def test_aligned_size_says_when_there_is_none():

@@ -95,15 +95,31 @@ def test_ranks_ties_and_envelopes_on_a_whole_board(tmp_path):
     found = rows["convnext_digits_d4"]
     assert (found[RANKED], found[f"{RANKED}_lo"], found[f"{RANKED}_hi"]) == (0.12, 0.08, 0.2)
     assert (found[f"{RANKED}_floor"], found[f"{RANKED}_null"]) == (0.01, 1.4)
-    assert (found["n_seeds"], found["n_init_seeds"], found["n_images"]) == (2, 2, 256)
+    assert (found["n_seeds"], found["n_init_seeds"], found["n_images"]) == (2, 2, 200)
     assert (found["status"], found["done"], found["planned"]) == ("complete", 8, 8)
     block = board.table[(board.table.data == "digits") & (board.table.group == "hflip")]
     assert list(block.model) == ["convnext_digits_d4", "convnext_digits", "resnet_digits", "vit_digits"]
     assert list(dict.fromkeys(zip(board.table.data, board.table.group, strict=True))) == [
         (data, group) for data in ("digits", "photos") for group in ("hflip", "vflip", "c4", "d4")
     ]
-    # another data set is another board
-    assert row(board, "efficientnet_lite0", "hflip", "photos")["ranked"] == 1
+    # another data set is another board, and a board of one has no ranks
+    alone = row(board, "efficientnet_lite0", "hflip", "photos")
+    assert (alone["rank"], alone["unranked"]) == (None, "nothing to compare with")
+
+
+def test_models_on_other_images_or_without_an_aligned_size_are_not_ranked_together(tmp_path):
+    def change(cell, result):
+        if cell.model == "vit_digits" and cell.probe == "orbit":
+            result.metrics[RANKED].n = 64
+        if cell.model == "resnet_digits" and cell.group == "hflip":
+            result.metrics[RANKED].reason = "no aligned size near 32 px"
+        return result
+
+    board = load(fill(tmp_path, change=change), tmp_path)
+    assert row(board, "vit_digits", "hflip")["unranked"] == "nothing to compare with"
+    assert row(board, "resnet_digits", "hflip")["unranked"] == "no aligned size near 32 px"
+    assert row(board, "convnext_digits", "hflip")["ranked"] == 2
+    assert row(board, "resnet_digits", "c4")["ranked"] == 3
 
 
 def test_emergence_is_final_minus_the_mean_of_every_init_seed(tmp_path):
@@ -117,6 +133,9 @@ def test_emergence_is_final_minus_the_mean_of_every_init_seed(tmp_path):
     assert (found["n_seeds"], found["n_init_seeds"]) == (1, 3)
     assert [found[RANKED + end] for end in ("_init", "_init_lo", "_init_hi")] == [1.2, 0.9, 1.6]
     assert found[f"{RANKED}_emergence"] == -0.7
+    # the widest interval that the two leave open
+    assert found[f"{RANKED}_emergence_lo"] == pytest.approx(0.4 - 1.6)
+    assert found[f"{RANKED}_emergence_hi"] == pytest.approx(0.7 - 0.9)
 
 
 def test_spectrum_is_joined_onto_each_row_of_its_model(tmp_path):
@@ -250,7 +269,7 @@ def test_empty_board_and_one_model(tmp_path):
     assert list(board.tidy.columns) == results.COLUMNS
     fill(tmp_path, change=lambda cell, result: result if cell.model == "vit_digits" else None)
     alone = row(load(plan, tmp_path), "vit_digits", "c4")
-    assert (alone["rank"], alone["rank_worst"], alone["ranked"]) == (1, 1, 1)
+    assert (alone["rank"], alone["unranked"], alone["n_seeds"]) == (None, "nothing to compare with", 2)
 
 
 # --- the files --------------------------------------------------------------------------------------------------------

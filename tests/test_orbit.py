@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import eqbench
+from eqbench import results
 from eqbench.errors import UserError
 from eqbench.groups import get
 from eqbench.probes import base, orbit
@@ -137,7 +138,7 @@ def test_shuffled_pairs_are_the_null(case):
     assert moved.unique().numel() == 9
 
 
-def test_constant_logits_have_no_error_to_report(case):
+def test_constant_logits_have_no_error_to_report(case, tmp_path):
     _, x, y = case
 
     class Constant(nn.Module):
@@ -147,15 +148,19 @@ def test_constant_logits_have_no_error_to_report(case):
     found = eqbench.probe("orbit", Constant(), x, y, "hflip").metrics
     assert found["lattice_error"].value is None
     assert found["lattice_error"].reason
+    result = eqbench.probe("orbit", Constant(), x, y, "hflip")
+    results.write(result, tmp_path / "result.json")  # a curve without numbers is written as such
+    assert results.read(tmp_path / "result.json").curves == {"lattice_error_by_element": [None]}
     assert found["symmetry_share"].value == pytest.approx(0, abs=1e-12)
 
 
 def test_large_common_offset_does_not_cancel():
-    """The spread is taken after centring: an offset of 1e6 leaves the error as it is."""
+    """The spread is taken after centring: an offset of 1e4 leaves the error as it is."""
+    torch.manual_seed(0)
     still, moved = torch.randn(40, C).double(), torch.randn(40, C).double()
     w = np.ones((1, 40))
     plain = orbit.lattice_error([still, moved])(w)
-    assert orbit.lattice_error([still + 1e6, moved + 1e6])(w) == pytest.approx(plain, rel=1e-6)
+    assert orbit.lattice_error([still + 1e4, moved + 1e4])(w) == pytest.approx(plain, rel=1e-6)
 
 
 def test_every_logit_is_computed_once(case):
@@ -169,6 +174,39 @@ def test_every_logit_is_computed_once(case):
     assert alone == orbit.run(tensor_subject(net.eval(), x, y), get("hflip"), get("vflip"), Orbit(images=N))[0]
 
 
+@pytest.mark.parametrize(("images", "batch"), [(2, 32), (5, 32), (9, 1), (9, 4)])
+def test_few_images_and_any_batch(case, images, batch):
+    """Floors are taken on one batch of at most `floor_images`, however the images come."""
+    _, x, y = case
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, C))
+    found = eqbench.probe("orbit", net, x[:images], y[:images], "hflip", batch=batch, floor_images=4).metrics
+    assert found["lattice_error"].n == images
+    assert found["lattice_error"].floor < 1e-4 < found["lattice_error"].value
+
+
+def test_an_architecture_without_an_aligned_size_has_no_floor_and_says_so(case):
+    net, x, y = case  # its flattened map meets a dense layer: mirrored kernels do not make it invariant
+    found = eqbench.probe("orbit", net, x, y, "hflip").metrics
+    assert found["lattice_error"].floor is None
+    assert "no aligned size near 9 px" in found["lattice_error_aligned"].reason
+
+
+def test_clusters_widen_intervals():
+    """Eight copies of each of 20 images are 20 images: their interval, not one a square root of 8 narrower."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=20)
+    copies = np.repeat(values, 8)
+
+    def mean_of(x):
+        return lambda w: w @ x / w.sum(1)
+
+    alone = bootstrap(mean_of(values), 20, 1000)
+    assert bootstrap(mean_of(copies), 160, 1000, np.repeat(np.arange(20), 8)) == pytest.approx(alone)
+    _, lo, hi = bootstrap(mean_of(copies), 160, 1000)
+    assert (hi - lo) * 2 < alone[2] - alone[1]
+
+
 def test_failures_are_rows(case):
     _, x, y = case
 
@@ -180,6 +218,11 @@ def test_failures_are_rows(case):
         def forward(self, x):
             return torch.full((len(x), C), math.nan)
 
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)), x
+
+    assert eqbench.probe("orbit", Pair(), x, y, "hflip").status is Status.skipped
     features = eqbench.probe("orbit", Features(), x, y, "hflip")
     assert (features.status, features.metrics) == (Status.skipped, {})
     assert "(24, 3, 9, 9)" in features.reason
@@ -208,7 +251,13 @@ def test_the_module_is_left_as_it_was(case):
         ({"resamples": "many"}, "resamples|Integer"),
         ({"images": torch.rand(4, 1, 8, 8)}, r"expected \(n, 3, H, H\)"),
         ({"images": torch.rand(8, 3, 8, 8) * 255}, r"\[0, 1\]"),
-        ({"labels": torch.zeros(3, dtype=torch.long)}, "one a image|labels"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, r"labels: expected \(24,\)"),
+        ({"labels": torch.zeros(N)}, "labels: expected an int64 tensor, got torch.float32"),
+        ({"labels": torch.full((N,), -1)}, "labels"),
+        ({"images": torch.rand(1, 3, 8, 8)}, "at least 2"),
+        ({"images": np.zeros((8, 3, 8, 8))}, "float tensor"),
+        ({"mean": [0.5], "std": [0.5]}, "3 numbers"),
+        ({"batch": 0}, "at least 1"),
         ({"mean": [0.5] * 3}, "both"),
     ],
 )
@@ -217,6 +266,17 @@ def test_mistakes_are_named(case, change, words):
     arguments = {"name": "orbit", "module": net, "images": x, "labels": y, "group": "hflip"} | change
     with pytest.raises(UserError, match=words):
         eqbench.probe(**arguments)
+
+
+def test_precision_settings_are_left_as_they_were(case):
+    net, x, y = case
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        eqbench.probe("orbit", net, x, y, "hflip")
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def test_normalisation_outside_equals_inside(case):
@@ -237,6 +297,13 @@ def test_resamples_are_the_same_for_everyone():
     resamples.cache_clear()
     assert (resamples(20, 300) == first).all()
     assert (first.sum(1) == 20).all()
+
+
+def test_large_sets_are_drawn_in_blocks(monkeypatch):
+    x = np.arange(50.0)
+    whole = bootstrap(lambda w: w @ x / w.sum(1), 50, 4000)
+    monkeypatch.setattr("eqbench.stats.BLOCK", 5000)
+    assert bootstrap(lambda w: w @ x / w.sum(1), 50, 4000) == pytest.approx(whole, rel=0.03)
 
 
 def test_intervals_cover():

@@ -75,6 +75,8 @@ class Hessian:
         self.images = sum(len(x) for x, _ in self.batches)
         self.products = 0
         self._cached: list[Tensor] | None = None
+        if not self.parameters:
+            raise Unsupported("no parameter requires a gradient, so there is no curvature")
         if min(len(x) for x, _ in self.batches) < 2:
             raise Unsupported("curvature needs batches of at least 2 images")
 

@@ -32,13 +32,13 @@ class FiniteGroup(ABC):
         """The product gh: first h, then g."""
 
     @abstractmethod
+    def keeps_shape(self, g: Any) -> bool:
+        """Whether g maps oblong images to images of the same height and width."""
+
+    @abstractmethod
     def act(self, x: "Tensor", g: Any) -> "Tensor":
         """G x for images (..., H, W) with values in [0, 1], before normalisation.
 
         Raises:
             UserError: the group does not act on images of this shape.
         """
-
-    def act_features(self, z: "Tensor", g: Any) -> "Tensor":
-        """rho(g) z on a spatial map (..., H', W'): the same action, on the map's own lattice."""
-        return self.act(z, g)

@@ -73,9 +73,12 @@ class LatticeGroup(FiniteGroup):
         shift = tuple((g.shift[i] + a[i][0] * h.shift[0] + a[i][1] * h.shift[1]) % 2 for i in (0, 1))
         return Element(turns % 4, g.mirrored != h.mirrored, (shift[0], shift[1]))
 
+    def keeps_shape(self, g: Element) -> bool:
+        return (g.turns % 2 == 1) == g.mirrored
+
     def act(self, x: "Tensor", g: Element) -> "Tensor":
         height, width = x.shape[-2:]
-        if height != width and (g.turns % 2 == 1) != g.mirrored:
+        if height != width and not self.keeps_shape(g):
             raise UserError(f"group '{self.name}' turns the image: it acts on square ones, not on {height} x {width}")
         y = x.transpose(-2, -1) if g.mirrored else x
         y = y.rot90(g.turns, (-2, -1)) if g.turns else y

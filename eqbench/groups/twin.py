@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from eqbench.errors import Unsupported, one_line
 from eqbench.groups.base import FiniteGroup
 
 
@@ -34,58 +35,81 @@ def symmetrise(module: nn.Module, group: FiniteGroup) -> nn.Module:
             if isinstance(layer, nn.Conv2d):
                 layer.weight.copy_(_mean(layer.weight, group))
         for name, parameter in twin.named_parameters():
-            leaf = name.rsplit(".", 1)[-1]
+            parent, _, leaf = name.rpartition(".")
             if leaf in ("pos_embed", "position_embedding"):
-                parameter.copy_(_tokens_mean(parameter, group))
-            elif leaf == "relative_position_bias_table":  # ((2h - 1)(2w - 1), heads): offsets between tokens
-                side = math.isqrt(parameter.shape[0])
-                parameter.copy_(_mean(parameter.T.reshape(-1, side, side), group).reshape(parameter.shape[::-1]).T)
+                parameter.copy_(_tokens_mean(parameter, _grid(twin.get_submodule(parent)), group))
+            elif leaf == "relative_position_bias_table":
+                parameter.copy_(_offsets_mean(parameter, group))
             elif ".mlp_tokens.fc1." in name and leaf == "weight":  # (hidden, tokens)
-                parameter.copy_(_grid_mean(parameter, group))
+                parameter.copy_(_square_mean(parameter, group))
             elif ".mlp_tokens.fc2." in name:  # (tokens, hidden), or the bias (tokens,)
                 flat = parameter.reshape(parameter.shape[0], -1).T
-                parameter.copy_(_grid_mean(flat, group).T.reshape(parameter.shape))
+                parameter.copy_(_square_mean(flat, group).T.reshape(parameter.shape))
     return twin
 
 
 def _mean(maps: Tensor, group: FiniteGroup) -> Tensor:
-    """The mean over g of g z for maps (..., h, w); over the g that keep the shape, where h and w differ."""
-    images = [group.act(maps, g) for g in group.elements()] if maps.shape[-1] == maps.shape[-2] else [maps]
+    """The mean of g z for maps (..., h, w), over the g that keep their shape."""
+    square = maps.shape[-1] == maps.shape[-2]
+    images = [group.act(maps, g) for g in group.elements() if square or group.keeps_shape(g)]
     return torch.stack(images).mean(0)
 
 
-def _grid_mean(rows: Tensor, group: FiniteGroup) -> Tensor:
-    """`_mean` for rows (..., tokens) whose last axis is a square grid."""
+def _square_mean(rows: Tensor, group: FiniteGroup) -> Tensor:
+    """`_mean` for rows (..., tokens) whose last axis is a square grid; other rows stay."""
     side = math.isqrt(rows.shape[-1])
+    if side * side != rows.shape[-1]:
+        return rows
     return _mean(rows.reshape(*rows.shape[:-1], side, side), group).reshape(rows.shape)
 
 
-def _tokens_mean(embedding: Tensor, group: FiniteGroup) -> Tensor:
-    """The mean for (1, prefix + tokens, channels), or for a map (1, channels, h, w) as it is."""
+def _offsets_mean(table: Tensor, group: FiniteGroup) -> Tensor:
+    """For a bias a pair of tokens: ((2h - 1)(2w - 1) [+ 3 of a class token], heads), or (heads, 2h - 1, 2w - 1)."""
+    if table.ndim == 3:
+        return _mean(table, group)
+    side = math.isqrt(table.shape[0])
+    return torch.cat([_square_mean(table[: side * side].T, group).T, table[side * side :]])
+
+
+def _grid(owner: nn.Module) -> tuple[int, int] | None:
+    """The grid of patch tokens that a module's embedding says it makes."""
+    grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
+    return (int(grid[0]), int(grid[1])) if grid is not None else None
+
+
+def _tokens_mean(embedding: Tensor, grid: tuple[int, int] | None, group: FiniteGroup) -> Tensor:
+    """For (1, prefix + h w, channels), a map (1, channels, h, w), or (1, h, w, channels); others stay."""
     if embedding.ndim == 4:
-        return _mean(embedding, group)
-    side = math.isqrt(embedding.shape[1])
-    prefix = embedding.shape[1] - side * side
-    tokens = _grid_mean(embedding[:, prefix:].mT, group).mT
+        last = embedding.shape[1] == embedding.shape[2] != embedding.shape[3]
+        return _mean(embedding.permute(0, 3, 1, 2), group).permute(0, 2, 3, 1) if last else _mean(embedding, group)
+    if embedding.ndim != 3 or grid is None or embedding.shape[1] < grid[0] * grid[1]:
+        return embedding
+    prefix = embedding.shape[1] - grid[0] * grid[1]
+    tokens = _mean(embedding[:, prefix:].mT.unflatten(-1, grid), group).flatten(-2).mT
     return torch.cat([embedding[:, :prefix], tokens], 1)
 
 
 @torch.no_grad()
 def reset_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace running statistics by those of these batches (cumulative mean); leaves the network in evaluation mode."""
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    norms = {
+        layer: layer.momentum
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    }
     if not norms:
         return
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for x in batches:
-        module(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    module.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for x in batches:
+            module(x)
+    finally:
+        for norm, momentum in norms.items():
+            norm.momentum = momentum
+        module.eval()
 
 
 def blank(module: nn.Module) -> nn.Module:
@@ -126,9 +150,13 @@ def aligned_size(network: nn.Module, group: FiniteGroup, native: int, below: int
 
     Returns:
         (size in pixels, relative error of the twin there).
+
+    Raises:
+        Unsupported: the architecture refuses every size.
     """
     twin = symmetrise(blank(network), group)
     tried: dict[int, float] = {}
+    refusals: list[Exception] = []
     like = next(network.parameters(), torch.zeros(()))
     sizes = range(max(native - below, 8), native + above + 1)
     for size in sorted(sizes, key=lambda size: (abs(size - native), -size)):
@@ -137,9 +165,13 @@ def aligned_size(network: nn.Module, group: FiniteGroup, native: int, below: int
         try:
             reset_batch_norm(twin, [x])
             tried[size] = relative_error((twin(group.act(x, g)) for g in group.generators()), twin(x))
-        except (RuntimeError, AssertionError, ValueError):
-            continue  # a fixed-size architecture
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, ValueError) as error:
+            refusals.append(error)
+            continue
         if tried[size] < ALIGNED:
             return size, tried[size]
-    finite = {size: error for size, error in tried.items() if math.isfinite(error)}
-    return min(finite.items(), key=lambda item: item[1]) if finite else (native, math.nan)
+    if not tried:
+        raise Unsupported(f"images of {native} px, and all sizes near, are refused: {one_line(refusals[0])}")
+    return min(tried.items(), key=lambda item: (math.isnan(item[1]), item[1], abs(item[0] - native)))

@@ -11,11 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from eqbench import groups, schema
-from eqbench.config import UNGROUPED
 from eqbench.errors import Failed, Unsupported, UserError, unknown
 from eqbench.probes import orbit, spectrum
 from eqbench.probes.base import Subject, ieee, tensor_subject
 from eqbench.results import Result, Status
+from eqbench.schema import UNGROUPED
 
 __all__ = ["measure", "probe"]
 
@@ -31,18 +31,18 @@ def measure(subject: Subject, action: str, placebo: str | None, conf: schema.Orb
     Returns:
         A result with metrics, curves and cost; the caller knows which cell it is.
     """
-    ieee()
     started, forwards = time.perf_counter(), subject.forwards
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     result = Result(cell={})
     products = 0
     try:
-        if isinstance(conf, schema.Orbit):
-            other = groups.get(placebo) if placebo else None
-            result.metrics, result.curves = orbit.run(subject, groups.get(action), other, conf)
-        else:
-            result.metrics, result.curves, products = spectrum.run(subject, conf)
+        with ieee(), torch.enable_grad():
+            if isinstance(conf, schema.Orbit):
+                other = groups.get(placebo) if placebo and placebo != UNGROUPED else None
+                result.metrics, result.curves = orbit.run(subject, groups.get(action), other, conf)
+            else:
+                result.metrics, result.curves, products = spectrum.run(subject, conf)
     except Unsupported as error:
         result.status, result.reason = Status.skipped, str(error)
     except Failed as error:
@@ -57,6 +57,7 @@ def measure(subject: Subject, action: str, placebo: str | None, conf: schema.Orb
         "hvps": products,
         "peak_mb": _peak_mb(subject.device),
         "device": subject.device.type,
+        "threads": torch.get_num_threads(),
     }
     return result
 
@@ -110,14 +111,13 @@ def probe(
     for key in options:
         if key not in known:
             raise unknown(f"option of probe '{name}'", key, known)
-    defaults = {"images": max(len(images), 8)} if "images" not in options else {}
     try:
-        conf: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), defaults, options))
+        conf: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), options))
     except OmegaConfBaseException as error:
         raise UserError(f"probe '{name}': {str(error).splitlines()[0]}") from None
     modes = {layer: layer.training for layer in module.modules()}
     try:
-        subject = tensor_subject(module, images[: conf.images], labels, mean=mean, std=std, batch=batch)
+        subject = tensor_subject(module, images, labels, mean=mean, std=std, batch=batch)
         result = measure(subject, group, placebo or groups.PLACEBOS.get(group), conf)
     finally:
         for layer, training in modes.items():

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqbench.errors import Failed, Unsupported, UserError
@@ -25,6 +28,7 @@ class Subject:
         size: the network's native input size, pixels.
         batches: the images at a given size, in a fixed order, as batches in [0, 1].
         n: how many images there are. labels: (n,) class indices, or None.
+        clusters: (n,), equal for images that depend on each other; None: all independent.
     """
 
     network: nn.Module
@@ -32,6 +36,7 @@ class Subject:
     batches: Batches
     n: int
     labels: Tensor | None = None
+    clusters: NDArray[np.int64] | None = None
     forwards: int = 0
     _logits: dict[tuple[int, Any], Tensor] = field(default_factory=dict)
     _aligned: dict[tuple[str, int, int], tuple[int, float]] = field(default_factory=dict)
@@ -41,7 +46,7 @@ class Subject:
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def logits(self, size: int, group: FiniteGroup, elements: Sequence[Any]) -> list[Tensor]:
-        """f(gx) for each g of `elements`: float64 (n, classes) each, on the CPU.
+        """f(gx) for each g of `elements`: (n, classes) each, computed in the network's dtype, as float64 on the CPU.
 
         One pass over the images serves all elements not seen yet; they are kept, so that groups that share elements
         share their forwards. Memory: 4 bytes x n x classes an element.
@@ -86,10 +91,18 @@ def forward_orbit(
     return rows
 
 
-def ieee() -> None:
-    """Probes compute in IEEE float32: no TF32 in matrix products or convolutions."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+@contextmanager
+def ieee() -> Iterator[None]:
+    """IEEE float32 inside: no TF32 in matrix products or convolutions."""
+    places: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def tensor_subject(
@@ -111,16 +124,11 @@ def tensor_subject(
     Raises:
         UserError: a shape, a range or a dtype is not as said.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise UserError(f"images: expected (n, 3, H, H), got {tuple(images.shape)}")
-    if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
-        raise UserError(f"images: expected values in [0, 1], got {images.dtype} in [{images.min()}, {images.max()}]")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise UserError(f"labels: expected ({len(images)},), one a image, got {tuple(labels.shape)}")
-    if (mean is None) != (std is None):
-        raise UserError("mean and std: give both (normalisation outside the module) or neither (inside)")
+    _check(images, labels, mean, std, batch)
     native = images.shape[-1]
-    network = module.eval() if mean is None else Network(module, mean=mean, std=std, size=native)
+    like = next(module.parameters(), images)
+    images = images.to(like.dtype)
+    network = module.eval() if mean is None else Network(module, mean=mean, std=std, size=native).to(like)
 
     def batches(size: int) -> Iterator[Tensor]:
         for x in images.split(batch):
@@ -129,7 +137,26 @@ def tensor_subject(
             else:
                 yield nn.functional.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
-    return Subject(network, native, batches, len(images), labels)
+    return Subject(network, native, batches, len(images), None if labels is None else labels.cpu())
+
+
+def _check(images: Any, labels: Any, mean: Sequence[float] | None, std: Sequence[float] | None, batch: int) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise UserError(f"images: expected a float tensor, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or len(images) < 2:
+        raise UserError(f"images: expected (n, 3, H, H) with n of at least 2, got {tuple(images.shape)}")
+    if not 0 <= float(images.min()) <= float(images.max()) <= 1:
+        raise UserError(f"images: expected values in [0, 1], got [{float(images.min())}, {float(images.max())}]")
+    if labels is not None and (not isinstance(labels, Tensor) or labels.dtype != torch.int64):
+        raise UserError(f"labels: expected an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if labels is not None and (labels.shape != images.shape[:1] or int(labels.min()) < 0):
+        raise UserError(f"labels: expected ({len(images)},), a class index for each image, got {tuple(labels.shape)}")
+    if (mean is None) != (std is None):
+        raise UserError("mean and std: give both (normalisation outside the module) or neither (inside)")
+    if mean is not None and std is not None and not len(mean) == len(std) == 3:
+        raise UserError(f"mean and std: expected 3 numbers each, got {len(mean)} and {len(std)}")
+    if batch < 1:
+        raise UserError(f"batch: expected at least 1, got {batch}")
 
 
 def mean_entropy(log_p: Tensor) -> Tensor:

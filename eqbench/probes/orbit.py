@@ -21,6 +21,8 @@ from eqbench.results import Measure
 from eqbench.schema import Orbit
 from eqbench.stats import Array, Statistic, bootstrap
 
+SYMMETRISABLE = 1e-2  # a twin that errs more than this at every size is no twin: its numbers are no floors
+
 
 def run(
     subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf: Orbit
@@ -32,52 +34,43 @@ def run(
         Failed: logits that are not finite.
     """
     native = subject.size
-    aligned, search = subject.aligned(group, conf.aligned_below, conf.aligned_above)
-    statistics = orbit_statistics(subject, native, group, placebo)
-    nulls = _nulls(subject, native, group, placebo, statistics)
-    statistics["lattice_error_aligned"] = lattice_error(subject.logits(aligned, group, group.elements()))
-    nulls["lattice_error_aligned"] = lattice_error(_shuffled(subject.logits(aligned, group, group.elements())))
-
-    twins = {size: _twin_subject(subject, group, size, conf.floor_images) for size in {native, aligned}}
-    floors = orbit_statistics(twins[native], native, group, None)
-    floors["lattice_error_aligned"] = lattice_error(twins[aligned].logits(aligned, group, group.elements()))
-
-    metrics = {}
-    for name, statistic in statistics.items():
-        value, lo, hi = bootstrap(statistic, subject.n, conf.resamples)
-        metrics[name] = Measure(
-            value,
-            lo,
-            hi,
-            subject.n,
-            floor=_at_ones(floors[name], conf.floor_images) if name in floors and METRICS[name].floor else None,
-            null=_at_ones(nulls[name], subject.n) if name in nulls else None,
-        )
-    metrics["aligned_size"] = Measure(aligned, n=4)
-    if not search < ALIGNED:
-        metrics["lattice_error_aligned"].reason = f"no aligned size near {native} px: twin floor {search:.2g} at best"
     orbit = subject.logits(native, group, group.elements())
-    by_element = [float(_at_ones(lattice_error([orbit[0], moved]), subject.n)) for moved in orbit[1:]]
-    return metrics, {"lattice_error_by_element": by_element}
+    if min(orbit[0].shape) < 2:
+        raise Unsupported(f"logits {tuple(orbit[0].shape)}: an orbit needs at least two images and two classes")
+    aligned, search = subject.aligned(group, conf.aligned_below, conf.aligned_above)
+    at_aligned = orbit if aligned == native else subject.logits(aligned, group, group.elements())
+    placebo_orbit = subject.logits(native, placebo, placebo.elements()) if placebo else None
 
-
-def orbit_statistics(
-    subject: Subject, size: int, group: FiniteGroup, placebo: FiniteGroup | None
-) -> dict[str, Statistic]:
-    """Each metric as a function of weights on the images, at one input size."""
-    orbit = subject.logits(size, group, group.elements())
-    if orbit[0].shape[1] < 2 or len(orbit) < 2:
-        raise Unsupported(f"{orbit[0].shape[1]} classes and {len(orbit)} group elements: an orbit needs two of each")
-    found = {"lattice_error": lattice_error(orbit), **agreement(orbit)}
-    share = shares(orbit, subject.labels)
-    found |= share
-    if subject.labels is not None:
-        found |= accuracies(orbit, subject.labels)
-    if placebo is not None:
+    statistics = orbit_statistics(orbit, subject.labels)
+    statistics["lattice_error_aligned"] = lattice_error(at_aligned)
+    nulls = _nulls(orbit, at_aligned, subject.labels)
+    if placebo_orbit is not None:
+        fake = shares(placebo_orbit, subject.labels)
         name = "js_share" if subject.labels is None else "symmetry_share"
-        other = shares(subject.logits(size, placebo, placebo.elements()), subject.labels)[name]
-        found["placebo_gap"] = lambda w: other(w) - share[name](w)
-    return found
+        statistics["placebo_gap"] = _difference(fake[name], statistics[name])
+        nulls |= fake | {"placebo_gap": lambda w: np.zeros(len(w))}
+    floors = _floors(subject, group, native, aligned, conf.floor_images) if search < SYMMETRISABLE else {}
+
+    metrics = {"aligned_size": Measure(aligned, n=4)}
+    for name, statistic in statistics.items():
+        value, lo, hi = bootstrap(statistic, subject.n, conf.resamples, subject.clusters)
+        null = _at_ones(nulls[name], subject.n) if name in nulls else None
+        metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null)
+    if not search < ALIGNED:
+        metrics[
+            "lattice_error_aligned"
+        ].reason = f"no aligned size near {native} px: the twin's own error is at least {search:.2g}"
+    return metrics, {"lattice_error_by_element": [_at_ones(lattice_error([orbit[0], y]), subject.n) for y in orbit[1:]]}
+
+
+def orbit_statistics(orbit: Sequence[Tensor], labels: Tensor | None) -> dict[str, Statistic]:
+    """Each metric of one orbit as a function of weights on the images.
+
+    Args:
+        orbit: f(gx) for each g, the identity first: float64 (n, classes) each. labels: (n,) class indices, or None.
+    """
+    found = {"lattice_error": lattice_error(orbit), **agreement(orbit), **shares(orbit, labels)}
+    return found if labels is None else found | accuracies(orbit, labels)
 
 
 def lattice_error(orbit: Sequence[Tensor]) -> Statistic:
@@ -96,7 +89,7 @@ def lattice_error(orbit: Sequence[Tensor]) -> Statistic:
         total = w.sum(1)
         spread = w @ square - ((w @ centred) ** 2).sum(1) / total
         # A spread at rounding level is no spread: the logits do not depend on the image.
-        spread = np.where(spread > 1e-12 * (1 + (still**2).sum()), spread, np.nan)
+        spread = np.where(spread > 1e-14 * (still**2).sum(), spread, np.nan)
         return np.sqrt((w @ gap) / spread)
 
     return statistic
@@ -133,7 +126,9 @@ def agreement(orbit: Sequence[Tensor]) -> dict[str, Statistic]:
 
     def kappa(w: Array) -> Array:
         beyond = 1 - chance(w)  # 0 if there is one class everywhere: nothing left to agree on
-        return np.where(beyond > 1e-12, (consistency(w) - 1 + beyond) / np.maximum(beyond, 1e-12), np.nan)
+        excess = consistency(w) - chance(w)
+        excess[np.abs(excess) < 1e-12] = 0.0  # rounding
+        return np.where(beyond > 1e-12, excess / np.maximum(beyond, 1e-12), np.nan)
 
     return {"consistency": consistency, "kappa": kappa}
 
@@ -159,21 +154,35 @@ def accuracies(orbit: Sequence[Tensor], labels: Tensor) -> dict[str, Statistic]:
     }
 
 
-def _nulls(
-    subject: Subject, size: int, group: FiniteGroup, placebo: FiniteGroup | None, statistics: dict[str, Statistic]
-) -> dict[str, Statistic]:
-    """What chance reaches: shuffled pairs, the placebo's share, chance agreement, the most frequent class."""
-    orbit = subject.logits(size, group, group.elements())
-    nulls: dict[str, Statistic] = {"lattice_error": lattice_error(_shuffled(orbit))}
-    nulls |= {"consistency": chance_agreement(orbit)}
-    nulls |= {"kappa": lambda w: np.zeros(len(w))}
-    if placebo is not None:
-        nulls |= shares(subject.logits(size, placebo, placebo.elements()), subject.labels)
-        nulls |= {"placebo_gap": lambda w: np.zeros(len(w))}
-    if subject.labels is not None:
-        most = float(subject.labels.bincount().max() / len(subject.labels))
+def _difference(a: Statistic, b: Statistic) -> Statistic:
+    return lambda w: a(w) - b(w)
+
+
+def _nulls(orbit: Sequence[Tensor], at_aligned: Sequence[Tensor], labels: Tensor | None) -> dict[str, Statistic]:
+    """What chance reaches: shuffled pairs, chance agreement, the most frequent class."""
+    nulls = {
+        "lattice_error": lattice_error(_shuffled(orbit)),
+        "lattice_error_aligned": lattice_error(_shuffled(at_aligned)),
+        "consistency": chance_agreement(orbit),
+        "kappa": lambda w: np.zeros(len(w)),
+    }
+    if labels is not None:
+        most = float(labels.bincount().max() / len(labels))
         nulls |= dict.fromkeys(("accuracy", "orbit_accuracy"), lambda w: np.full(len(w), most))
-    return {name: null for name, null in nulls.items() if name in statistics}
+    return nulls
+
+
+def _floors(subject: Subject, group: FiniteGroup, native: int, aligned: int, images: int) -> dict[str, float]:
+    """The metrics of the symmetrised twin, on the first images, at the native and at the aligned size."""
+    found: dict[str, float] = {}
+    for size in dict.fromkeys((native, aligned)):
+        twin = _twin_subject(subject, group, size, images)
+        orbit = twin.logits(size, group, group.elements())
+        if size == native:
+            own = orbit_statistics(orbit, twin.labels)
+            found |= {name: _at_ones(own[name], twin.n) for name in own if METRICS[name].floor}
+        found["lattice_error_aligned"] = _at_ones(lattice_error(orbit), twin.n)
+    return found
 
 
 def _shuffled(orbit: Sequence[Tensor]) -> list[Tensor]:
@@ -192,10 +201,11 @@ def _twin_subject(subject: Subject, group: FiniteGroup, size: int, images: int) 
         first.append(x[: images - sum(map(len, first))].to(subject.device))
         if sum(map(len, first)) >= images:
             break
+    x = torch.cat(first)
     twin = symmetrise(subject.network, group)
-    reset_batch_norm(twin, first)
+    reset_batch_norm(twin, [x])
     labels = None if subject.labels is None else subject.labels[:images]
-    return Subject(twin, size, lambda _: first, min(images, subject.n), labels)
+    return Subject(twin, size, lambda _: [x], len(x), labels)
 
 
 def _at_ones(statistic: Statistic, n: int) -> float:
