@@ -304,8 +304,25 @@ def test_card_of_an_earlier_training_goes_first(run, tmp_path, monkeypatch):
     run()
     monkeypatch.setattr(training._Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
     with pytest.raises(Crash):
-        run()
+        run(recipe=replace(RECIPE, lr=RECIPE.lr / 2))
     assert not weights.card_path(tmp_path / "a", "tiny", "s0").exists()
+
+
+def test_a_finished_training_is_not_done_again(run, tmp_path, monkeypatch):
+    run()
+    before = files(tmp_path / "a")
+    monkeypatch.setattr(training._Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
+    run()
+    assert files(tmp_path / "a") == before
+    (tmp_path / "a" / "tiny" / "s0" / "final" / "model.safetensors").write_bytes(b"spoilt")
+    with pytest.raises(Crash):
+        run()
+
+
+def test_an_image_size_that_does_not_fit_is_refused_before_anything_is_written(run, tmp_path):
+    with pytest.raises(UserError, match="conf/model/tiny.yaml: image_size: 33 px does not fit"):
+        run(model=schema.Model("test_vit", schema.Source.train, train="tiny", image_size=33))
+    assert files(tmp_path / "a") == {}
 
 
 def test_a_recipe_of_the_demo_learns_digits(tmp_path):
