@@ -168,10 +168,13 @@ class _Part:
         from eqbench import probes
 
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        group = self.plan.option("group", cell.group) if cell.group != UNGROUPED else schema.Group(UNGROUPED)
-        learned = self._learned(group.placebo or UNGROUPED)
-        placebo = None if learned else group.placebo
-        result = probes.measure(self.subject(cell), group.action, placebo, self.plan.probe(cell))
+        action, placebo = UNGROUPED, UNGROUPED
+        if cell.group != UNGROUPED:
+            group = self.plan.option("group", cell.group)
+            action, placebo = group.action, group.placebo
+        learned = self._learned(placebo)
+        conf = self.plan.probe(cell)
+        result = probes.measure(self.subject(cell), action, None if learned else placebo, conf)
         if learned and result.metrics:
             result.metrics["placebo_gap"] = results.Measure(None, reason=learned)
         result.cell = {**asdict(cell), "data": self.plan.data(cell)}

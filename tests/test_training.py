@@ -320,7 +320,7 @@ def test_a_finished_training_is_not_done_again(run, tmp_path, monkeypatch):
 
 
 def test_an_image_size_that_does_not_fit_is_refused_before_anything_is_written(run, tmp_path):
-    with pytest.raises(UserError, match="conf/model/tiny.yaml: image_size: 33 px does not fit"):
+    with pytest.raises(UserError, match=r"conf/model/tiny.yaml: image_size: 33 px does not fit"):
         run(model=schema.Model("test_vit", schema.Source.train, train="tiny", image_size=33))
     assert files(tmp_path / "a") == {}
 
