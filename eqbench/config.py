@@ -184,7 +184,7 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
                 replace(conf, images=block.images)  # checks the probe's other numbers against it
         for model in block.models:
             conf = plan.option("model", model)
-            options.check_architecture(conf.timm, f"conf/model/{model}.yaml")
+            options.check_timm_name(conf.timm, f"conf/model/{model}.yaml")
             if conf.source is schema.Source.train:
                 recipe = plan.option("train", conf.train)
                 learnt = plan.option("data", recipe.data)

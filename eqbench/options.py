@@ -169,25 +169,38 @@ def main() -> schema.Main:
 
 
 @cache
-def _architectures() -> frozenset[str]:
-    """The names that timm's model files register, read without importing timm (and so torch)."""
+def _timm_sources() -> str:
+    """The model files of timm, read without importing timm (and so torch)."""
     spec = find_spec("timm")
     assert spec is not None
     assert spec.origin is not None
-    text = "".join(path.read_text() for path in (Path(spec.origin).parent / "models").glob("*.py"))
+    return "".join(path.read_text() for path in sorted((Path(spec.origin).parent / "models").glob("*.py")))
+
+
+@cache
+def _architectures() -> frozenset[str]:
+    """The names that timm's model files register."""
+    text = _timm_sources()
     renamed = re.findall(r"register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL)
     old = re.findall(r"^\s*'([\w.]+)'\s*:", "\n".join(renamed), re.MULTILINE)
     return frozenset(re.findall(r"^@register_model\ndef (\w+)\(", text, re.MULTILINE) + old)
 
 
-def check_architecture(name: str, where: str) -> None:
-    """Refuse a timm name whose architecture timm does not have; `hf-hub:` names pass.
+def check_timm_name(name: str, where: str) -> None:
+    """Refuse a timm name whose architecture or pretrained tag timm does not have; `hf-hub:` names pass.
 
     Raises:
         UserError: with the nearest spelling.
     """
-    architecture = name.partition(".")[0]
     if name.startswith("hf-hub:"):
         return
+    architecture, _, tag = name.partition(".")
     if architecture not in _architectures():
         raise UserError(f"{where}: timm: {unknown('architecture', architecture, _architectures())}")
+    if tag and not re.search(rf"['\"]{re.escape(name)}['\"]", _timm_sources()):
+        from eqbench.models import check_name  # not written out in the sources: timm itself knows
+
+        try:
+            check_name(name)
+        except UserError as error:
+            raise UserError(f"{where}: timm: {error}") from None

@@ -126,6 +126,7 @@ def test_a_probes_version_is_in_its_cells():
         (["train.digits.clip_grad=inf"], r"clip_grad: expected a positive number"),
         (["model.vit_digits.args={pretrained: true}"], r"args.pretrained: is not the model's to set"),
         (["model.vit_digits.timm='foo:bar'"], r"timm: unknown architecture"),
+        (["model.vit_digits.timm=test_vit.r160_in1"], r"vit_digits.yaml: timm: .*tag.*did you mean 'r160_in1k'\?"),
         (["model.efficientnet_lite0.package="], r"package"),
         (["suite.demo.pack=jumbo"], r"conf/suite/demo.yaml: pack: .*cell, group, run"),
         (["suite.demo.blocks.pretrained.models=[vit_digits]"], r"also in another block"),

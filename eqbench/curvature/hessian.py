@@ -41,7 +41,7 @@ def prepare(module: nn.Module) -> nn.Module:
     """
     module = copy.deepcopy(module)
     for parent in module.modules():
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # named_children names a shared module once
             if isinstance(child, nn.Hardsigmoid):
                 setattr(parent, name, _HardSigmoid())
     return module.train().eval()

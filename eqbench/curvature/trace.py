@@ -11,10 +11,9 @@ from eqbench.curvature.lanczos import Operator
 
 @dataclass
 class Estimate:
-    """A value, its standard error, and its 95 % interval by Student's t."""
+    """A value and its 95 % interval by Student's t."""
 
     value: float
-    error: float
     lo: float
     hi: float
 
@@ -50,4 +49,4 @@ def deflated_trace(operator: Operator, values: Tensor, vectors: Tensor, products
     value = float(values.double().sum() + samples.mean())
     error = float(samples.std() / products**0.5)
     half = float(stdtrit(products - 1, 0.975)) * error
-    return Estimate(value, error, value - half, value + half)
+    return Estimate(value, value - half, value + half)

@@ -49,7 +49,7 @@ class Subject:
         """f(gx) for each g of `elements`: (n, classes) each, computed in the network's dtype, as float64 on the CPU.
 
         One pass over the images serves all elements not seen yet; they are kept, so that groups that share elements
-        share their forwards. Memory: 4 bytes x n x classes an element.
+        share their forwards. Memory: n x classes numbers an element.
         """
         missing = [g for g in dict.fromkeys(elements) if (size, g) not in self._logits]
         if missing:
@@ -70,7 +70,7 @@ class Subject:
 def forward_orbit(
     network: nn.Module, batches: Iterable[Tensor], device: torch.device, group: FiniteGroup, elements: Sequence[Any]
 ) -> dict[Any, list[Tensor]]:
-    """f(gx), batch by batch: element -> list of float32 (B, classes) on the CPU.
+    """f(gx), batch by batch: element -> list of (B, classes) on the CPU.
 
     Raises:
         Unsupported: the output is not one vector of logits an image.
@@ -87,7 +87,7 @@ def forward_orbit(
             if not y.isfinite().all():
                 bad = int((~y.isfinite().all(1)).sum())
                 raise Failed(f"logits of {bad} of {len(y)} images of a batch are not finite")
-            rows[g].append(y.float().cpu())
+            rows[g].append(y.cpu())
     return rows
 
 
