@@ -184,9 +184,9 @@ class _Part:
         return result
 
     def _learned(self, placebo: str) -> str | None:
-        """Why a group is no placebo for this model: its elements were in the training augmentation."""
+        """Why a group is no placebo for these weights: its elements were in the training augmentation."""
         augment = (self.card.get("recipe") or {}).get("augment", UNGROUPED)
-        if UNGROUPED in (placebo, augment):
+        if UNGROUPED in (placebo, augment) or self.where[2] == "init":
             return None
         trained = groups.get(self.card["config"]["group"]["action"]).elements()
         inside = set(groups.get(placebo).elements()) <= set(trained)

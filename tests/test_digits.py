@@ -44,6 +44,15 @@ def test_the_placebo_is_not_learned(shares):
     assert augmented.lo > max(plain.hi, 0.1)
 
 
+def test_a_placebo_that_was_trained_on_is_none(shares):
+    """vflip and the diagonal mirrors are in d4: against them nothing can be told."""
+    for group in ("hflip", "c4"):
+        gap = shares["convnext_digits_d4", "final", group]["placebo_gap"]
+        assert gap.value is None
+        assert "part of the training augmentation d4" in gap.reason
+        assert shares["convnext_digits", "final", group]["placebo_gap"].value is not None
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_both_start_alike(shares, group):
     """The same seed gives the same initialisation: all that differs at the end, training made."""
