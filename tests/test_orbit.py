@@ -147,7 +147,8 @@ def test_constant_logits_have_no_error_to_report(case, tmp_path):
 
     found = eqbench.probe("orbit", Constant(), x, y, "hflip").metrics
     assert found["lattice_error"].value is None
-    assert found["lattice_error"].reason
+    assert found["lattice_error"].reason == "the logits are the same for every image"
+    assert "one class" in found["kappa"].reason
     result = eqbench.probe("orbit", Constant(), x, y, "hflip")
     results.write(result, tmp_path / "result.json")  # a curve without numbers is written as such
     assert results.read(tmp_path / "result.json").curves == {"lattice_error_by_element": [None]}
@@ -226,6 +227,8 @@ def test_failures_are_rows(case):
     features = eqbench.probe("orbit", Features(), x, y, "hflip")
     assert (features.status, features.metrics) == (Status.skipped, {})
     assert "(24, 3, 9, 9)" in features.reason
+    beyond = eqbench.probe("orbit", Net(2), x, y, "hflip")
+    assert (beyond.status, beyond.reason) == (Status.skipped, "labels go up to 3, and the network has 2 logits")
     broken = eqbench.probe("orbit", Broken(), x, y, "hflip")
     assert broken.status is Status.failed
     assert "not finite" in broken.reason

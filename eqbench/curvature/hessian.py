@@ -17,7 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eqbench.errors import Failed, Unsupported
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), targets) -> mean over B, a scalar
-GUARD = 1e-6  # largest relative disagreement that the float64 checks accept
+# Largest relative residuals that the float64 checks accept. The first is wide, for kinks of ReLU within its steps; what
+# it is there to catch (a detached branch, a wrong backward) is of order one.
+GUARDS = {"directional derivative": 1e-3, "mode agreement": 1e-5, "self-adjointness": 1e-8}
 
 
 @contextmanager
@@ -190,8 +192,10 @@ def guard(hessian: Hessian, images: int = 4) -> dict[str, float]:
         "self-adjointness": abs(float(u @ hv - v @ hu)) / scale,
     }
     for name, residual in residuals.items():
-        if not residual <= GUARD:
-            raise Failed(f"curvature check '{name}' failed: relative residual {residual:.2g} > {GUARD:g} in float64")
+        if not residual <= GUARDS[name]:
+            raise Failed(
+                f"curvature check '{name}' failed: relative residual {residual:.2g} > {GUARDS[name]:g} in float64"
+            )
     return residuals
 
 

@@ -159,6 +159,16 @@ def _check(images: Any, labels: Any, mean: Sequence[float] | None, std: Sequence
         raise UserError(f"batch: expected at least 1, got {batch}")
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels that the logits have no place for.
+
+    Raises:
+        Unsupported: names the largest label and the number of classes.
+    """
+    if int(labels.max()) >= classes:
+        raise Unsupported(f"labels go up to {int(labels.max())}, and the network has {classes} logits")
+
+
 def mean_entropy(log_p: Tensor) -> Tensor:
     """H(p) in nats along the last axis, from log-probabilities."""
     return -(log_p.exp() * log_p).sum(-1)

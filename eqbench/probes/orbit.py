@@ -16,12 +16,14 @@ from eqbench.errors import Unsupported
 from eqbench.groups import FiniteGroup
 from eqbench.groups.twin import ALIGNED, reset_batch_norm, symmetrise
 from eqbench.metrics import METRICS
-from eqbench.probes.base import Subject, log_mean_exp, mean_entropy
+from eqbench.probes.base import Subject, check_labels, log_mean_exp, mean_entropy
 from eqbench.results import Measure
 from eqbench.schema import Orbit
 from eqbench.stats import Array, Statistic, bootstrap
 
 SYMMETRISABLE = 1e-2  # a twin that errs more than this at every size is no twin: its numbers are no floors
+UNDEFINED = dict.fromkeys(("lattice_error", "lattice_error_aligned"), "the logits are the same for every image")
+UNDEFINED |= {"kappa": "all images are in one class: nothing is left to agree on beyond chance"}
 
 
 def run(
@@ -37,6 +39,8 @@ def run(
     orbit = subject.logits(native, group, group.elements())
     if min(orbit[0].shape) < 2:
         raise Unsupported(f"logits {tuple(orbit[0].shape)}: an orbit needs at least two images and two classes")
+    if subject.labels is not None:
+        check_labels(subject.labels, orbit[0].shape[1])
     aligned, search = subject.aligned(group, conf.aligned_below, conf.aligned_above)
     at_aligned = orbit if aligned == native else subject.logits(aligned, group, group.elements())
     placebo_orbit = subject.logits(native, placebo, placebo.elements()) if placebo else None
@@ -55,7 +59,8 @@ def run(
     for name, statistic in statistics.items():
         value, lo, hi = bootstrap(statistic, subject.n, conf.resamples, subject.clusters)
         null = _at_ones(nulls[name], subject.n) if name in nulls else None
-        metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null)
+        reason = None if math.isfinite(value) else UNDEFINED.get(name)
+        metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null, reason=reason)
     if not search < ALIGNED:
         metrics[
             "lattice_error_aligned"
