@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench clean
 
 help:
 	@echo "make demo    run suite demo and print the page's path"
 	@echo "make test    lint, types, and every test"
 	@echo "make lint    format, lint and types alone"
 	@echo "make format  rewrite the sources in the project's format"
+	@echo "make bench   speed, to reports/bench.csv"
 	@echo "make clean   remove .venv and caches; weights, results and reports stay"
 
 .venv/.demo: pyproject.toml
@@ -39,6 +40,9 @@ format: .venv/.dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 	$(BIN)/snakefmt Snakefile
+
+bench: .venv/.dev
+	$(BIN)/python tests/bench.py
 
 clean:
 	rm -rf .venv .snakemake .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,87 @@
+"""Speed, as ratios within one run: `make bench` writes reports/bench.csv (name, value, unit, target, peer)."""
+
+import csv
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import timm
+import torch
+from curvlinops import HessianLinearOperator
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from eqbench.config import load_suite
+from eqbench.curvature.hessian import Hessian, prepare
+from eqbench.curvature.lanczos import extreme_eigenpairs
+
+MODELS = ("resnet18", "vit_tiny_patch16_224", "convnext_atto")
+SIZE, BATCH = 224, 8
+Row = tuple[str, float, str, str, str]
+
+
+def seconds(work: Callable[[], object], runs: int = 5) -> float:
+    """Median time of a call, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def curvature(name: str, module: nn.Module) -> Iterator[Row]:
+    """A Hessian product against a gradient, and against curvlinops' on the same batch."""
+    x, y = torch.rand(BATCH, 3, SIZE, SIZE), torch.randint(1000, (BATCH,))
+    hessian = Hessian(module, [(x, y)], nn.functional.cross_entropy)
+    v = torch.randn(hessian.size)
+    v /= v.norm()
+    product, gradient = seconds(lambda: hessian @ v), seconds(hessian.value_and_gradient)
+    reference = prepare(module)
+    with sdpa_kernel(SDPBackend.MATH):
+        parameters = [p for p in reference.parameters() if p.requires_grad]
+        operator = HessianLinearOperator(reference, nn.CrossEntropyLoss(), parameters, [(x, y)])
+        peer = seconds(lambda: operator @ v, 1)
+    yield f"hessian product, {name}", product / gradient, "gradients", "2.6", ""
+    yield f"hessian product, {name}", product / peer, "of the peer's time", "1.05", "curvlinops"
+
+
+def lanczos() -> Iterator[Row]:
+    """Products that the top five and the smallest eigenvalue of a network at initialisation take."""
+    module = timm.create_model("test_convnext", num_classes=10)
+    x, y = torch.rand(128, 3, 32, 32), torch.randint(10, (128,))
+    hessian = Hessian(module, [(x, y)], nn.functional.cross_entropy)
+    assert extreme_eigenpairs(hessian, 5).converged
+    yield "top 5 and smallest, residual 1e-3, test_convnext", hessian.products, "products", "40", ""
+
+
+def planning() -> Iterator[Row]:
+    """Composing a suite of 11,016 cells."""
+    start = time.perf_counter()
+    plan = load_suite("demo", ["suite.demo.blocks.digits.seeds=275"])
+    for cells in plan.parts.values():
+        plan.expectation(cells)
+    yield f"plan of {len(plan.cells)} cells", time.perf_counter() - start, "s", "15", ""
+
+
+def main() -> None:
+    """Run every benchmark and write the table."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    rows = [*planning(), *lanczos()]
+    for name in MODELS:
+        module = timm.create_model(name).eval()
+        rows += curvature(name, module)
+    path = Path("reports/bench.csv")
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "value", "unit", "target", "peer"])
+        writer.writerows([name, f"{value:.4g}", unit, target, peer] for name, value, unit, target, peer in rows)
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()
