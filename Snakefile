@@ -18,7 +18,7 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from eqbench import config as eqconf
-from eqbench.errors import UserError
+from eqbench.errors import UserError, unknown
 
 min_version("9.19")
 os.environ.update(
@@ -28,10 +28,16 @@ os.environ.update(
     MALLOC_MMAP_MAX_="0",
     MALLOC_TRIM_THRESHOLD_=str(2**40),
 )
+# Every output is written whole: what a killed run left behind is either absent or true.
+if workflow.dag_settings is not None:  # there are none under --lint
+    workflow.dag_settings.force_incomplete = True
 FIGURES = ["tradeoff", "heatmap", "emergence", "spectrum"]
 
 
 try:
+    for key in config:
+        if key not in ("suite", "overrides"):
+            raise unknown("key of --config:", key, ["suite", "overrides"])
     OVERRIDES = config.get("overrides") or []
     OVERRIDES = [str(text) for text in (OVERRIDES if isinstance(OVERRIDES, list) else [OVERRIDES])]
     PLAN = eqconf.load_suite(str(config["suite"]) if config.get("suite") else None, OVERRIDES)
@@ -199,3 +205,7 @@ rule report:
         overrides=ARGS,
     shell:
         "python -m eqbench report suite={wildcards.suite} {resources.overrides} > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+onsuccess:
+    print(f"The page: {Path(f'reports/{PLAN.name}/index.html').resolve()}")

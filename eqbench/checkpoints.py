@@ -98,7 +98,8 @@ def assign(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         if found.shape != value.shape or contradicts:
             raise UserError(
                 f"{path}: tensor '{other}' has shape {tuple(found.shape)}, "
-                f"where {type(module).__name__} expects '{name}' with shape {tuple(value.shape)}"
+                f"where {type(module).__name__} expects '{name}' with shape {tuple(value.shape)}: "
+                "if only the number of classes differs, set it in the model's `args: {num_classes: ...}`"
             )
         filled[name] = found
     if len(want) != len(have):

@@ -15,6 +15,7 @@ from eqbench import __version__
 from eqbench.config import Plan, load_suite
 from eqbench.errors import UserError, one_line, unknown
 from eqbench.options import ids, load, parse_overrides, plain
+from eqbench.weights import card_path
 
 WEIGHTS, CELLS, PARTS, REPORTS = Path("data/weights"), Path("data/cells"), Path("data/parts"), Path("reports")
 KINDS = {"models": "model", "groups": "group", "probes": "probe", "suites": "suite", "data": "data", "trains": "train"}
@@ -23,7 +24,10 @@ KINDS = {"models": "model", "groups": "group", "probes": "probe", "suites": "sui
 def list_(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Models | groups | probes | suites | data | trains: what conf/ holds, one line each."""
     for name in ids(KINDS[names["kind"]]):
-        print(f"{name:28} {_summary(KINDS[names['kind']], name)}")
+        try:
+            print(f"{name:28} {_summary(KINDS[names['kind']], name)}")
+        except UserError as error:
+            print(f"{name:28} unusable: {error}")
 
 
 def _summary(kind: str, name: str) -> str:
@@ -41,8 +45,11 @@ def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
     plan = _free_plan(overrides)
     conf = plan.option("model", names["model"])
     if plan.trained(names["model"]):
-        raise UserError(f"model '{names['model']}' is trained here: `python -m eqbench train model={names['model']}`")
+        raise UserError(
+            f"model '{names['model']}' is trained here: `python -m eqbench train model={names['model']} seed={_seed(names)}`"
+        )
     fetch(names["model"], conf, _seed(names), WEIGHTS, plan.weights(names["model"]))
+    print(card_path(WEIGHTS, names["model"], _seed(names)))
 
 
 def train(names: dict[str, str], overrides: Sequence[str]) -> None:
@@ -50,7 +57,9 @@ def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     plan = _free_plan(overrides)
     conf = plan.option("model", names["model"])
     if not plan.trained(names["model"]):
-        raise UserError(f"model '{names['model']}' is fetched: `python -m eqbench fetch model={names['model']}`")
+        raise UserError(
+            f"model '{names['model']}' is fetched: `python -m eqbench fetch model={names['model']} seed={_seed(names)}`"
+        )
     recipe = plan.option("train", conf.train)
     data_conf = plan.option("data", recipe.data)
     action = "none" if recipe.augment == "none" else plan.option("group", recipe.augment).action
@@ -69,6 +78,7 @@ def train(names: dict[str, str], overrides: Sequence[str]) -> None:
         plan.weights(names["model"]),
         augment=groups.get(action),
     )
+    print(card_path(WEIGHTS, names["model"], _seed(names)))
 
 
 def probe(names: dict[str, str], overrides: Sequence[str]) -> None:
@@ -92,6 +102,7 @@ def collect(names: dict[str, str], overrides: Sequence[str]) -> None:
 
     plan = load_suite(names.get("suite"), overrides)
     collect(plan, CELLS, REPORTS / plan.name)
+    print(REPORTS / plan.name / "leaderboard.csv")
 
 
 def plot(names: dict[str, str], overrides: Sequence[str]) -> None:
@@ -99,7 +110,7 @@ def plot(names: dict[str, str], overrides: Sequence[str]) -> None:
     from eqbench import leaderboard, plots
 
     plan = load_suite(names.get("suite"), overrides)
-    plots.plot(leaderboard.load(plan, CELLS), REPORTS / plan.name)
+    print(*plots.plot(leaderboard.load(plan, CELLS), REPORTS / plan.name), sep="\n")
 
 
 def report(names: dict[str, str], overrides: Sequence[str]) -> None:

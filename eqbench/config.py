@@ -87,7 +87,9 @@ class Plan:
 
     def stamps(self, cells: Sequence[Cell]) -> dict[str, str]:
         """`stamps` of the data of these cells."""
-        return stamps({name: self.plain("data", name) for name in {self.data(cell) for cell in cells}})
+        return stamps(
+            {f"conf/data/{name}.yaml": self.plain("data", name) for name in sorted({self.data(cell) for cell in cells})}
+        )
 
     def trained(self, model: str) -> bool:
         return self.option("model", model).source is schema.Source.train
@@ -119,20 +121,20 @@ def stamps(tree: Any) -> dict[str, str]:
         UserError: one of them does not exist.
     """
     found: dict[str, str] = {}
-    for conf in tree.values():
+    for name, conf in tree.items():
         paths = {"folder": ["train", "test"], "timm": ["root"]}.get(conf.get("kind"), [])
         paths += {"file": ["path"], "folder": ["path"]}.get(conf.get("source"), [])
-        found |= {conf[key]: _stamp(conf[key]) for key in paths if conf.get(key)}
+        found |= {conf[key]: _stamp(conf[key], f"{name}: {key}") for key in paths if conf.get(key)}
         if conf.get("source") == "wheel":
             found[conf["package"]] = _installed(conf["package"])
     return found
 
 
 @cache
-def _stamp(path: str) -> str:
+def _stamp(path: str, where: str) -> str:
     root = Path(path)
     if not root.exists():
-        raise UserError(f"{path}: no such file or folder (working folder: {Path.cwd()})")
+        raise UserError(f"{where}: {path}: no such file or folder (working folder: {Path.cwd()})")
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     return digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
 

@@ -32,6 +32,8 @@ from eqbench.results import Measure, Status, write_text
 FILES = ("results.csv", "leaderboard.csv")
 RANKED = next(metric for metric in METRICS.values() if metric.rank)
 
+ALONE = "nothing to compare with"  # why the only complete row of its images and group has no rank
+
 TEXT = ["suite", "model", "family", "architecture", "data", "group", "status", "unranked"]
 COUNTS = ["done", "planned", "rank", "rank_worst", "ranked", "n_seeds", "n_init_seeds", "n_images"]
 KEYS = ["suite", "model", "family", "architecture", "data", "group", "status", "done", "planned"]
@@ -209,7 +211,7 @@ def _rank(rows: list[dict[str, Any]]) -> None:
             boards.setdefault((row["data"], row["n_images"], row["group"]), []).append(row)
     for board in boards.values():
         if len(board) == 1:
-            board[0]["unranked"] = "nothing to compare with"
+            board[0]["unranked"] = ALONE
             continue
         places = ranks([row["interval"] for row in board], bool(RANKED.higher_is_better))
         for row, (best, worst) in zip(board, places, strict=True):

@@ -47,7 +47,7 @@ _ALL = (
         "Lattice error, native size",
         "E_G",
         "",
-        "How far the logits move over the group's orbit, relative to how far they differ between images; 0 is invariant, about √2 is unrelated. At the native input size.",
+        "How far the logits move over the group's orbit, relative to how far they differ between images; 0 is invariant, about √2 is unrelated, more is a group that shifts the logits of all images together. At the native input size.",
         "E_G = [ Σₓ mean_{g≠e} |f(gx) − f(x)|² / Σₓ |f(x) − mean f|² ]^½",
         "eqbench; cf. Kvinge et al. 2022, NeurIPS (G-EED)",
         False,

@@ -127,8 +127,10 @@ def _strict(target: Any, raw: Any, where: str) -> Any:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        key = getattr(error, "full_key", None) or _misfit(target, raw)
-        raise UserError(f"{where}: {key}: {str(error).splitlines()[0][:300]}") from None
+        key, said = getattr(error, "full_key", None) or _misfit(target, raw), str(error).splitlines()[0][:300]
+        if "is not a ListConfig" in said:
+            said = f"expected a list, e.g. [{raw.get(key)}]"
+        raise UserError(f"{where}: {key}: {said}") from None
 
 
 def _misfit(target: Any, raw: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from eqbench.drawing import STYLE, WIDTH, Titles, by_label, colours_of, legend, mark, panels, svg, words
-from eqbench.leaderboard import RANKED, Board
+from eqbench.leaderboard import ALONE, RANKED, Board
 from eqbench.metrics import METRICS
 from eqbench.results import Status, write_text
 from eqbench.schema import UNGROUPED
@@ -22,7 +22,8 @@ FIGURES = {
     "tradeoff": "Accuracy against equivariance, a panel a group. Filled: trained; hollow: untrained; crosses: 95 % "
     "intervals. Models measured on images without labels have no accuracy and stand in the grey strip.",
     "heatmap": f"{RANKED.title} {RANKED.symbol} of each trained model under each group: lower is more equivariant. "
-    "Hatched: a cell behind the number failed, was skipped, is stale or was not run, so it has no rank (a board of more than 40 rows: grey, values in the table).",
+    "Hatched: a cell behind the number failed, was skipped, is stale or was not run, or no input size is aligned (a board of "
+    "more than 40 rows: grey, values in the table).",
     "emergence": f"What training changed: {RANKED.symbol} untrained and trained, a panel a group. Bars: 95 % intervals, "
     "enveloped over seeds. Grey: the null (shuffled image pairs) before and after training.",
     "spectrum": "Largest Hessian eigenvalues (circles) and the smallest (triangles), untrained above trained, every "
@@ -151,7 +152,7 @@ def _boxes(
     """One box a row of the table, with its value, hatched where the row has no rank."""
     for row in table.to_dict("records"):
         i, j = rows.index((row["data"], row["model"])), groups.index(row["group"])
-        value, ranked = row[RANKED.name], not isinstance(row["unranked"], str)
+        value, ranked = row[RANKED.name], not isinstance(row["unranked"], str) or row["unranked"] == ALONE
         face = "#ececec" if math.isnan(value) else paint(value)
         ink = "#222222" if math.isnan(value) or sum(face[:3]) > 1.35 else "white"
         shown = row["status"] if math.isnan(value) else f"{value:.2f}"

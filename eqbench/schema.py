@@ -138,7 +138,7 @@ class Train:
         _require(
             0 <= self.warmup_epochs < self.epochs or self.warmup_epochs == 0,
             "warmup_epochs",
-            f"in 0..{self.epochs - 1}",
+            f"in 0..{max(self.epochs - 1, 0)}, because epochs is {self.epochs}",
             self.warmup_epochs,
         )
         for key in ("lr", "model_ema_decay"):

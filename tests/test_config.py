@@ -99,7 +99,10 @@ def test_a_probes_version_is_in_its_cells():
         (["model.vit_digits.train=null"], r"conf/model/vit_digits.yaml: train: expected a value, because source"),
         (["model.vit_digits.train=digit"], r"unknown train 'digit': did you mean 'digits'\?"),
         (["model.vit_digits.sha256=12"], r"conf/model/vit_digits.yaml: sha256: .*64 lower-case hex digits"),
-        (["train.digits.warmup_epochs=99"], r"conf/train/digits.yaml: warmup_epochs: expected in 0..9, got 99"),
+        (
+            ["train.digits.warmup_epochs=99"],
+            r"conf/train/digits.yaml: warmup_epochs: expected in 0..9, because epochs is 10, got 99",
+        ),
         (["train.digits_d4.augment=d5"], r"unknown group 'd5': did you mean 'd4'\?"),
         (
             ["suite.demo.blocks.digits.models=[vit]"],
@@ -112,7 +115,10 @@ def test_a_probes_version_is_in_its_cells():
         (["suite.demo.blocks.digits.states=[last]"], r"states: expected init, final or epoch-NNN, got 'last'"),
         (["suite.demo.blocks.digits.states=[epoch-003]"], r"no state 'epoch-003': add 3 to `save`"),
         (["suite.demo.blocks.pretrained.states=[epoch-003]"], r"is not trained here"),
-        (["suite.demo.blocks.digits.models=vit_digits"], r"blocks.digits: models"),
+        (
+            ["suite.demo.blocks.digits.models=vit_digits"],
+            r"blocks.digits: models: expected a list, e.g. \[vit_digits\]",
+        ),
         (["suite.demo.blocks.digits.states=[epoch-0003]"], r"states: expected init, final or epoch-NNN"),
         (["suite.demo.blocks.digits.images=4"], r"images: expected at least 8"),
         (

@@ -227,9 +227,28 @@ def test_kill_nine_costs_nothing_but_time(finished, folder, moment):
     assert (folder / "reports/tiny/results.csv").read_bytes() == (finished / "reports/tiny/results.csv").read_bytes()
 
 
+def test_snakemake_itself_killed(finished, folder):
+    """Its lock has to be taken away; the same command then goes on, over outputs that it had begun to make anew."""
+    command = [*SNAKEMAKE, "--config", "overrides=[probe.orbit.resamples=200]"]
+    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    before = cells(folder)
+    while run.poll() is None and not rewritten(folder, before):
+        time.sleep(0.02)
+    family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
+    for process in reversed(family):
+        process.kill()
+    run.wait()
+    psutil.wait_procs(family, timeout=10)
+    assert snakemake(folder, "--unlock").returncode == 0
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stderr
+    assert contents(folder) == contents(finished)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--config", "suit=tiny"), "unknown key of --config: 'suit': did you mean 'suite'?"),
         (("--config", "suite=tin"), "unknown suite 'tin': did you mean 'tiny'?"),
         (("--config", "overrides=[probe.orbit.imags=3]"), "unknown key 'imags': did you mean 'images'?"),
     ],
