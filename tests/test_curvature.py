@@ -345,6 +345,8 @@ def test_probe_against_the_dense_hessian():
 def test_probe_without_labels_or_derivatives_is_skipped():
     module, x, y = build("mlp-layernorm")
     assert "labels" in eqbench.probe("spectrum", module, x).reason
+    features = eqbench.probe("spectrum", nn.Sequential(nn.Conv2d(3, 4, 3).double()), x, y)
+    assert (features.status, "expected logits" in features.reason) == (Status.skipped, True)
 
     class Net(nn.Module):
         def __init__(self):

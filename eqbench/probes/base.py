@@ -80,10 +80,7 @@ def forward_orbit(
     for x in batches:
         x = x.to(device)
         for g in elements:
-            y = network(group.act(x, g))
-            if not isinstance(y, Tensor) or y.ndim != 2:
-                shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-                raise Unsupported(f"the output for images {tuple(x.shape)} is {shape}: expected logits (B, classes)")
+            y = check_logits(network(group.act(x, g)), x)
             if not y.isfinite().all():
                 bad = int((~y.isfinite().all(1)).sum())
                 raise Failed(f"logits of {bad} of {len(y)} images of a batch are not finite")
@@ -157,6 +154,18 @@ def _check(images: Any, labels: Any, mean: Sequence[float] | None, std: Sequence
         raise UserError(f"mean and std: expected 3 numbers each, got {len(mean)} and {len(std)}")
     if batch < 1:
         raise UserError(f"batch: expected at least 1, got {batch}")
+
+
+def check_logits(y: Any, x: Tensor) -> Tensor:
+    """The output y for images x, if it is one vector of logits an image.
+
+    Raises:
+        Unsupported: it is anything else; says what.
+    """
+    if not isinstance(y, Tensor) or y.ndim != 2 or len(y) != len(x):
+        shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise Unsupported(f"the output for images {tuple(x.shape)} is {shape}: expected logits (B, classes)")
+    return y
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -62,9 +62,8 @@ def run(
         reason = None if math.isfinite(value) else UNDEFINED.get(name)
         metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null, reason=reason)
     if not search < ALIGNED:
-        metrics[
-            "lattice_error_aligned"
-        ].reason = f"no aligned size near {native} px: the twin's own error is at least {search:.2g}"
+        note = f"no aligned size near {native} px: the twin's own error is at least {search:.2g}"
+        metrics["lattice_error_aligned"].reason = note
     return metrics, {"lattice_error_by_element": [_at_ones(lattice_error([orbit[0], y]), subject.n) for y in orbit[1:]]}
 
 

@@ -12,7 +12,7 @@ from eqbench.curvature.hessian import Hessian, guard
 from eqbench.curvature.lanczos import extreme_eigenpairs
 from eqbench.curvature.trace import deflated_trace
 from eqbench.errors import Failed, Unsupported
-from eqbench.probes.base import Subject, check_labels
+from eqbench.probes.base import Subject, check_labels, check_logits
 from eqbench.results import Measure
 from eqbench.schema import Spectrum
 
@@ -27,8 +27,9 @@ def run(subject: Subject, conf: Spectrum) -> tuple[dict[str, Measure], dict[str,
     if subject.labels is None:
         raise Unsupported("the loss Hessian needs labels, and these images have none")
     hessian = Hessian(subject.network, _batches(subject, subject.labels, conf.micro_batch), nn.functional.cross_entropy)
+    x = hessian.batches[0][0][:2]
     with torch.no_grad():
-        classes = hessian.module(hessian.batches[0][0][:2]).shape[1]
+        classes = check_logits(hessian.module(x), x).shape[1]
     check_labels(subject.labels, classes)
     guard(hessian)
     loss, _ = hessian.value_and_gradient()
