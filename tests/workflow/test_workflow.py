@@ -1,5 +1,6 @@
 """The workflow for real, on a suite of two tiny networks: what runs, what reruns, what a kill costs."""
 
+import contextlib
 import json
 import os
 import re
@@ -177,17 +178,23 @@ def test_a_cell_that_is_lost_or_spoilt_is_computed_again(folder):
     assert contents(folder) == before
 
 
+def _jobs(snakemake_pid: int, verb: str):
+    """The running jobs of this verb."""
+    for process in psutil.Process(snakemake_pid).children(recursive=True):
+        try:
+            if process.name().startswith("python") and verb in process.cmdline():
+                yield process
+        except psutil.NoSuchProcess:
+            continue  # it ended while it was looked at
+
+
 def _kill_when(folder: Path, verb: str, ready) -> None:
     """Start Snakemake, wait until `ready()`, and kill -9 one job of this verb; Snakemake itself goes on to its end."""
     run = subprocess.Popen(SNAKEMAKE, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     try:
         while run.poll() is None and time.monotonic() < deadline:
-            jobs = [
-                p
-                for p in psutil.Process(run.pid).children(recursive=True)
-                if p.name().startswith("python") and verb in p.cmdline()
-            ]
+            jobs = list(_jobs(run.pid, verb))
             if jobs and ready(jobs[0]):
                 jobs[0].send_signal(signal.SIGKILL)
                 break
@@ -236,7 +243,8 @@ def test_snakemake_itself_killed(finished, folder):
         time.sleep(0.02)
     family = [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]
     for process in reversed(family):
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     run.wait()
     psutil.wait_procs(family, timeout=10)
     assert snakemake(folder, "--unlock").returncode == 0
