@@ -194,10 +194,11 @@ def _kill_when(folder: Path, verb: str, ready) -> None:
     deadline = time.monotonic() + 300
     try:
         while run.poll() is None and time.monotonic() < deadline:
-            jobs = list(_jobs(run.pid, verb))
-            if jobs and ready(jobs[0]):
-                jobs[0].send_signal(signal.SIGKILL)
-                break
+            with contextlib.suppress(psutil.NoSuchProcess):
+                jobs = list(_jobs(run.pid, verb))
+                if jobs and ready(jobs[0]):
+                    jobs[0].send_signal(signal.SIGKILL)
+                    break
             time.sleep(0.02)
         else:
             raise AssertionError(f"no moment to kill {verb} came")
@@ -213,9 +214,9 @@ MOMENTS = {
     "start": ("probe", lambda folder: lambda job: time.time() - job.create_time() > 0.3),
     "imports": ("probe", lambda folder: lambda job: time.time() - job.create_time() > 2),
     "first cell": ("probe", lambda folder: lambda job: bool(cells(folder))),
-    "some cells": ("probe", lambda folder: lambda job: len(cells(folder)) > 3),
+    "some cells": ("probe", lambda folder: lambda job: len(cells(folder)) > 2),
     "training": ("train", lambda folder: lambda job: bool(list(folder.glob("data/weights/*/s0/checkpoint.pt")))),
-    "collect": ("collect", lambda folder: lambda job: time.time() - job.create_time() > 0.5),
+    "collect": ("collect", lambda folder: lambda job: time.time() - job.create_time() > 0.2),
 }
 
 
