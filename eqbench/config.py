@@ -74,10 +74,10 @@ class Plan:
     def weights(self, model: str) -> dict[str, Any]:
         """What decides a model's weights: its configuration and, if it is trained here, the recipe and its data."""
         conf = self.option("model", model)
-        shown = (
+        idle = (
             ("batch",) if conf.source is not schema.Source.train else ("batch", "licence", "sha256", "path", "package")
         )
-        tree: dict[str, Any] = {"model": {k: v for k, v in self.plain("model", model).items() if k not in shown}}
+        tree: dict[str, Any] = {"model": {k: v for k, v in self.plain("model", model).items() if k not in idle}}
         if conf.source is schema.Source.train:
             recipe = self.option("train", conf.train)
             tree |= {"train": self.plain("train", conf.train), "data": self.plain("data", recipe.data)}

@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from eqbench import __version__, data, groups, results, schema, weights
+from eqbench.cells import names
 from eqbench.config import Cell, Plan
 from eqbench.errors import UserError
 from eqbench.results import Result, Status
@@ -177,7 +177,7 @@ class _Part:
         result = probes.measure(self.subject(cell), action, None if learned else placebo, conf)
         if learned and result.metrics:
             result.metrics["placebo_gap"] = results.Measure(None, reason=learned)
-        result.cell = {**asdict(cell), "data": self.plan.data(cell)}
+        result.cell = names(self.plan, cell)
         result.digest = identity
         result.config = self.plan.config(cell)
         result.provenance = self._provenance(cell) | {"started": started}

@@ -72,7 +72,8 @@ class Hessian:
         self.module = prepare(module)
         self.batches = list(batches)
         self.loss = loss
-        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
         self.size = sum(p.numel() for p in self.parameters)
         self.images = sum(len(x) for x, _ in self.batches)
         self.products = 0
@@ -145,9 +146,8 @@ class Hessian:
 
     def forward_over_reverse(self, v: Tensor) -> Tensor:
         """Hv as jvp(grad): the same product by other formulas, for the guard."""
-        names = [name for name, p in self.module.named_parameters() if p.requires_grad]
-        point = dict(zip(names, (p.detach() for p in self.parameters), strict=True))
-        tangent = dict(zip(names, _split(v, self.parameters), strict=True))
+        point = dict(zip(self.names, (p.detach() for p in self.parameters), strict=True))
+        tangent = dict(zip(self.names, _split(v, self.parameters), strict=True))
         total = torch.zeros_like(v)
         for x, y in self.batches:
 
@@ -156,7 +156,7 @@ class Hessian:
 
             with _twice_differentiable():
                 product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (tangent,))[1]
-            total += len(x) / self.images * _flat([product[name] for name in names])
+            total += len(x) / self.images * _flat([product[name] for name in self.names])
         return total
 
 
@@ -203,11 +203,10 @@ def _directional_residual(hessian: Hessian, u: Tensor) -> float:
     """The smallest disagreement over three steps: a kink inside one step (ReLU, max-pool) does not fail the check."""
     _, gradient = hessian.value_and_gradient()
     slope = float(gradient @ u)
-    names = [name for name, p in hessian.module.named_parameters() if p.requires_grad]
     (x, y), pieces = hessian.batches[0], _split(u, hessian.parameters)
 
     def value(step: float) -> float:
-        moved = {n: p + step * d for n, p, d in zip(names, hessian.parameters, pieces, strict=True)}
+        moved = {n: p + step * d for n, p, d in zip(hessian.names, hessian.parameters, pieces, strict=True)}
         with torch.no_grad(), _twice_differentiable():
             return float(hessian.loss(functional_call(hessian.module, moved, (x,)), y))
 
