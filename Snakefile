@@ -76,6 +76,11 @@ def part_cells(wildcards):
     return PLAN.parts[wildcards.model, wildcards.seed, wildcards.state, wildcards.part]
 
 
+def cards(wildcards):
+    """Its own weights, and those of other seeds that its cells compare them with."""
+    return [f"data/weights/{model}/{seed}/card.json" for model, seed in PLAN.cards(part_cells(wildcards))]
+
+
 def cell_params(wildcards):
     return {str(cell): PLAN.config(cell) for cell in part_cells(wildcards)}
 
@@ -144,7 +149,7 @@ rule train:
 
 rule probe:
     input:
-        "data/weights/{model}/{seed}/card.json",
+        cards,
     output:
         "data/parts/{suite}/{model}/{seed}/{state}/{part}.json",
     log:

@@ -67,6 +67,32 @@ class Plan:
         """The id of the data set that a cell is measured on."""
         return self.cells[cell][0]
 
+    def others(self, cell: Cell) -> dict[str, tuple[str, str]]:
+        """The weights that a cell compares its own with: `init` of its seed, and the next seed's of its state, if any.
+
+        Returns:
+            Name -> (seed, state): {"init": ("s0", "init"), "s1": ("s1", "final")}; empty for probes that compare nothing.
+        """
+        if not schema.PROBES[cell.probe].compares:
+            return {}
+        seeds = self._seeds[cell.model, cell.state]
+        following = seeds[(seeds.index(cell.seed) + 1) % len(seeds)]
+        found = {} if cell.state == "init" else {"init": (cell.seed, "init")}
+        return found if following == cell.seed else found | {following: (following, cell.state)}
+
+    @cached_property
+    def _seeds(self) -> dict[tuple[str, str], list[str]]:
+        """(model, state) -> its seeds, in order."""
+        found: dict[tuple[str, str], set[str]] = {}
+        for cell in self.cells:
+            found.setdefault((cell.model, cell.state), set()).add(cell.seed)
+        return {key: sorted(seeds, key=lambda seed: int(seed[1:])) for key, seeds in found.items()}
+
+    def cards(self, cells: Sequence[Cell]) -> list[tuple[str, str]]:
+        """The (model, seed) whose weights these cells read, sorted."""
+        own = {(cell.model, cell.seed) for cell in cells}
+        return sorted(own | {(cell.model, seed) for cell in cells for seed, _ in self.others(cell).values()})
+
     def expectation(self, cells: Sequence[Cell]) -> str:
         """A digest of the resolved configuration of these cells: a job refuses to run under another one."""
         return digest({str(cell): self.config(cell) for cell in cells})

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from os import environ
 from pathlib import Path
@@ -131,7 +131,9 @@ class _Part:
         return self._data[key]
 
     def identity(self, cell: Cell) -> str:
-        return results.identity(self.plan.config(cell), self.sha256, self.dataset(cell).sha256)
+        model = self.where[0]
+        read = [weights.check_state(self.root, model, *other) for other in self.plan.others(cell).values()]
+        return results.identity(self.plan.config(cell), " ".join([self.sha256, *read]), self.dataset(cell).sha256)
 
     def subject(self, cell: Cell) -> "Subject":
         """The network on the cell's images; cells with the same images share it, and so every forward pass."""
@@ -152,7 +154,10 @@ class _Part:
 
             labels = self._labels(images)
             self._subjects[key] = Subject(network, network.size, batches, len(images), labels, images.clusters)
-        return self._subjects[key]
+        subject = self._subjects[key]
+        folders = {name: weights.state_dir(self.root, cell.model, *at) for name, at in self.plan.others(cell).items()}
+        subject.others = {name: partial(models.load_state, folder) for name, folder in folders.items()}
+        return subject
 
     def _labels(self, images: data.Dataset) -> "Tensor | None":
         import torch

@@ -15,8 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eqbench
 from eqbench.config import load_suite
-from eqbench.curvature.hessian import Hessian, prepare
+from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.lanczos import extreme_eigenpairs
+from eqbench.curvature.objective import Objective, prepare
 from eqbench.features import Taps
 from eqbench.groups import get, get_finite
 from eqbench.probes import layers
@@ -46,10 +47,10 @@ def seconds(work: Callable[[], object], runs: int = 5) -> float:
 def curvature(name: str, module: nn.Module) -> Iterator[Row]:
     """A Hessian product against a gradient, and against curvlinops' on the same batch."""
     x, y = torch.rand(BATCH, 3, SIZE, SIZE), torch.randint(1000, (BATCH,))
-    hessian = Hessian(module, [(x, y)], nn.functional.cross_entropy)
+    hessian = Hessian(Objective(module, [(x, y)]))
     v = torch.randn(hessian.size)
     v /= v.norm()
-    product, gradient = seconds(lambda: hessian @ v), seconds(hessian.value_and_gradient)
+    product, gradient = seconds(lambda: hessian @ v), seconds(hessian.objective.gradient)
     reference = prepare(module)
     with sdpa_kernel(SDPBackend.MATH):
         parameters = [p for p in reference.parameters() if p.requires_grad]
@@ -115,7 +116,7 @@ def lanczos() -> Iterator[Row]:
     """Products that the top five and the smallest eigenvalue of a network at initialisation take."""
     module = timm.create_model("test_convnext", num_classes=10)
     x, y = torch.rand(128, 3, 32, 32), torch.randint(10, (128,))
-    hessian = Hessian(module, [(x, y)], nn.functional.cross_entropy)
+    hessian = Hessian(Objective(module, [(x, y)]))
     assert extreme_eigenpairs(hessian, 5).converged
     yield "top 5 and smallest, residual 1e-3, test_convnext", hessian.products, "products", "40", ""
 

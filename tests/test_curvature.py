@@ -11,12 +11,14 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 
 import eqbench
-from eqbench.curvature import hessian as engine
-from eqbench.curvature.hessian import Hessian, guard
+from eqbench.curvature import guard as guarding
+from eqbench.curvature.guard import guard
+from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.lanczos import extreme_eigenpairs
+from eqbench.curvature.objective import Objective, prepare
 from eqbench.curvature.trace import deflated_trace
 from eqbench.errors import Failed, Unsupported
-from eqbench.probes import spectrum
+from eqbench.probes import landscape, spectrum
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Status
 from eqbench.schema import Spectrum
@@ -63,7 +65,7 @@ class PlainLayerNorm(nn.Module):
 
 def plain_layer_norms(module):
     """A copy for references that batch second derivatives (vmap): torch 2.15's are wrong for its own layer norm."""
-    module = engine.prepare(module)
+    module = prepare(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.LayerNorm):
@@ -105,13 +107,8 @@ def test_the_reference_agrees_with_finite_differences(name):
     module, x, y = build(name)
     matrix = dense(module, x, y)
     torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-12)
-    v, step, gradients = torch.randn(len(matrix)).double(), 1e-5, []
-    for sign in (1, -1):
-        moved = engine.prepare(module)
-        with torch.no_grad():
-            for p, d in zip(moved.parameters(), engine._split(v, list(moved.parameters())), strict=True):
-                p.add_(sign * step * d)
-        gradients.append(Hessian(moved, [(x, y)], cross_entropy).value_and_gradient()[1])
+    v, step, objective = torch.randn(len(matrix)).double(), 1e-5, Objective(module, [(x, y)])
+    gradients = [objective.gradient(objective.theta + sign * step * v)[1] for sign in (1, -1)]
     difference = (gradients[0] - gradients[1]) / (2 * step)
     assert (difference - matrix @ v).norm() < 1e-6 * difference.norm()
 
@@ -122,12 +119,12 @@ def test_products_equal_the_dense_hessian(name, cuts):
     """For one cached batch and for ragged ones: size-weighted, so the cut does not matter."""
     module, x, y = build(name)
     matrix = dense(module, x, y)
-    hessian = Hessian(module, zip(x.split(cuts), y.split(cuts), strict=True), cross_entropy)
+    hessian = Hessian(Objective(module, zip(x.split(cuts), y.split(cuts), strict=True)))
     for _ in range(3):
         v = torch.randn(hessian.size).double()
         torch.testing.assert_close(hessian @ v, matrix @ v, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(hessian.forward_over_reverse(v), matrix @ v, rtol=1e-10, atol=1e-12)
-    value, gradient = hessian.value_and_gradient()
+    value, gradient = hessian.objective.gradient()
     loss = cross_entropy(module(x), y)
     assert value == pytest.approx(float(loss.detach()))
     expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))])
@@ -137,8 +134,8 @@ def test_products_equal_the_dense_hessian(name, cuts):
 def test_equal_weights_for_unequal_batches_are_noticed():
     """Mutation: 1 / number of batches in place of n_b / N."""
     module, x, y = build("mlp-layernorm")
-    hessian = Hessian(module, zip(x.split([18, 2]), y.split([18, 2]), strict=True), cross_entropy)
-    parts = [Hessian(module, [(a, b)], cross_entropy) for a, b in hessian.batches]
+    hessian = Hessian(Objective(module, zip(x.split([18, 2]), y.split([18, 2]), strict=True)))
+    parts = [Hessian(Objective(module, [(a, b)])) for a, b in hessian.objective.batches]
     v = torch.randn(hessian.size).double()
     wrong = sum(part @ v for part in parts) / len(parts)
     assert (wrong - hessian @ v).norm() > 1e-2 * wrong.norm()
@@ -148,7 +145,7 @@ def test_equal_weights_for_unequal_batches_are_noticed():
 def test_spectrum_equals_the_dense_one(name):
     module, x, y = build(name)
     values = torch.linalg.eigvalsh(dense(module, x, y))
-    hessian = Hessian(module, [(x, y)], cross_entropy)
+    hessian = Hessian(Objective(module, [(x, y)]))
     pairs = extreme_eigenpairs(hessian, 5, tolerance=1e-10, max_products=hessian.size)
     assert pairs.converged
     expected = torch.cat([values.flip(0)[:5], values[:1]])
@@ -164,10 +161,10 @@ def test_softmax_regression_in_closed_form():
     blocks = torch.diag_embed(p) - p[:, :, None] * p[:, None]
     matrix = torch.einsum("bij,bk,bl->ikjl", blocks, x, x).reshape(18, 18) / 30
     v = torch.randn(18).double()
-    torch.testing.assert_close(Hessian(linear, [(x, y)], cross_entropy) @ v, matrix @ v)
+    torch.testing.assert_close(Hessian(Objective(linear, [(x, y)])) @ v, matrix @ v)
     linear = nn.Linear(6, 3, bias=False).double()
     square = torch.kron(torch.eye(3).double(), 2 * x.T @ x / 90)  # mse averages over outputs, too
-    torch.testing.assert_close(Hessian(linear, [(x, torch.randn(30, 3).double())], mse_loss) @ v, square @ v)
+    torch.testing.assert_close(Hessian(Objective(linear, [(x, torch.randn(30, 3).double())], mse_loss)) @ v, square @ v)
 
 
 @pytest.mark.parametrize(("name", "options"), [("test_vit", {"img_size": 32}), ("test_resnet", {})])
@@ -175,7 +172,7 @@ def test_products_equal_curvlinops_on_timm_models(name, options):
     torch.manual_seed(0)
     module = timm.create_model(name, num_classes=10, **options).eval()
     x, y = torch.rand(16, 3, 32, 32), torch.randint(10, (16,))
-    ours = Hessian(module, zip(x.split(8), y.split(8), strict=True), cross_entropy)
+    ours = Hessian(Objective(module, zip(x.split(8), y.split(8), strict=True)))
     reference = plain_layer_norms(module)
     parameters = [p for p in reference.parameters() if p.requires_grad]
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -193,31 +190,29 @@ class ReverseOverForward(Hessian):
     """Mutation: grad(jvp(f)), which is silently wrong for layer norm (pytorch#196700)."""
 
     def __matmul__(self, v):
-        names = [n for n, _ in self.module.named_parameters()]
-        point = dict(zip(names, (p.detach() for p in self.parameters), strict=True))
-        tangent = dict(zip(names, engine._split(v, self.parameters), strict=True))
-        (x, y), *_ = self.batches
+        objective = self.objective
+        (x, y), *_ = objective.batches
 
         def slope(parameters):
             def loss(p):
-                return self.loss(functional_call(self.module, p, (x,)), y)
+                return objective.loss(functional_call(objective.module, p, (x,)), y)
 
-            return torch.func.jvp(loss, (parameters,), (tangent,))[1]
+            return torch.func.jvp(loss, (parameters,), (objective.named(v),))[1]
 
-        gradient = torch.func.grad(slope)(point)
-        return engine._flat([gradient[n] for n in names])
+        gradient = torch.func.grad(slope)(objective.named(objective.theta))
+        return objective.flat(gradient[name] for name in objective.names)
 
 
 def test_reverse_over_forward_is_caught(monkeypatch):
     module, x, y = build("mlp-layernorm")
     matrix, v = dense(module, x, y), torch.randn(sum(p.numel() for p in module.parameters())).double()
-    wrong = ReverseOverForward(module, [(x, y)], cross_entropy)
+    wrong = ReverseOverForward(Objective(module, [(x, y)]))
     error = float((wrong @ v - matrix @ v).norm() / (matrix @ v).norm())
     if error < 1e-8:
         pytest.skip("this torch computes grad(jvp(f)) of a layer norm rightly: nothing to catch")
-    monkeypatch.setattr(engine, "Hessian", ReverseOverForward)
+    monkeypatch.setattr(guarding, "Hessian", ReverseOverForward)
     with pytest.raises(Failed, match="mode agreement"):
-        guard(wrong)
+        guard(wrong.objective)
 
 
 def test_a_detached_branch_is_caught():
@@ -231,31 +226,31 @@ def test_a_detached_branch_is_caught():
             return self.second(h + h.detach())
 
     torch.manual_seed(0)
-    hessian = Hessian(Detached(), [(torch.rand(8, 3, 4, 4), torch.randint(4, (8,)))], cross_entropy)
+    objective = Objective(Detached(), [(torch.rand(8, 3, 4, 4), torch.randint(4, (8,)))])
     with pytest.raises(Failed, match="directional derivative"):
-        guard(hessian)
+        guard(objective)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_guard_lets_right_arithmetic_pass(name):
     module, x, y = build(name)
-    assert max(guard(Hessian(module.float(), [(x.float(), y)], cross_entropy)).values()) < 1e-6
+    assert max(guard(Objective(module.float(), [(x.float(), y)])).values()) < 1e-6
 
 
 def test_one_image_batches_are_refused():
     """A CPU batch-norm backward is wrong for them."""
     module, x, y = build("mlp-layernorm")
     with pytest.raises(Unsupported, match="at least 2"):
-        Hessian(module, zip(x.split([19, 1]), y.split([19, 1]), strict=True), cross_entropy)
+        Objective(module, zip(x.split([19, 1]), y.split([19, 1]), strict=True))
     subject = tensor_subject(module, x, y)
-    assert [len(a) for a, _ in spectrum._batches(subject, y, 19)] == [20]
+    assert [len(a) for a, _ in landscape.objective_of(subject, 19).batches] == [20]
 
 
 def test_hard_sigmoid_becomes_twice_differentiable():
     module = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.Hardsigmoid(), nn.Linear(5, 4))
     x, y = torch.rand(8, 3, 4, 4), torch.randint(4, (8,))
-    assert torch.equal(engine.prepare(module)(x), module(x))
-    guard(Hessian(module, [(x, y)], cross_entropy))
+    assert torch.equal(prepare(module)(x), module(x))
+    guard(Objective(module, [(x, y)]))
 
 
 def _spectrum(n: int, seed: int = 0):

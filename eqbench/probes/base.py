@@ -49,6 +49,7 @@ class Subject:
         batches: the images at a given size, in a fixed order, as batches in [0, 1].
         n: how many images there are. labels: (n,) class indices, or None.
         clusters: (n,), equal for images that depend on each other; None: all independent.
+        others: loads other weights of the same architecture to compare with: `init`, or a seed's name.
     """
 
     network: nn.Module
@@ -57,6 +58,7 @@ class Subject:
     n: int
     labels: Tensor | None = None
     clusters: NDArray[np.int64] | None = None
+    others: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
     forwards: int = 0
     checked: bool = False  # whether the network is known to take the images and to give logits
     _logits: dict[tuple[int, Any], Tensor] = field(default_factory=dict)

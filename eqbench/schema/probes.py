@@ -15,10 +15,12 @@ class Probe:
     Attributes:
         version: bumped when the probe's mathematics changes: exactly its cells are then computed again.
         kinds: of the groups that it takes; none: the probe has no group, and writes one cell, under group `none`.
+        compares: whether it compares weights with others of the same architecture (`config.Plan.others`).
     """
 
     version: ClassVar[int] = 1
     kinds: ClassVar[tuple[str, ...]] = ()
+    compares: ClassVar[bool] = False
     images: int = 256
     split: Split = Split.test
 
