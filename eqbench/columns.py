@@ -9,6 +9,7 @@ import pandas as pd
 
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS, Metric
+from eqbench.schema import UNGROUPED
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 SENSES = {True: "higher is better", False: "lower is better", None: "descriptor"}
@@ -35,7 +36,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows that one metric ranks, or the rows that none does."""
+    """The rows that one metric ranks, the rows that none does, or those of the probes that have no group."""
 
     ranking: Metric | None
     groups: list[str]
@@ -44,12 +45,11 @@ class Table:
 
 
 def tables(board: Board) -> list[Table]:
-    """The board's rows as tables, in the order of the metrics that rank them."""
-    found = []
-    for name in [*(name for name, metric in METRICS.items() if metric.rank), None]:
-        frame = board.table[board.table["ranked_by"].isna() if name is None else board.table["ranked_by"] == name]
-        if len(frame):
-            found.append((METRICS[name] if name else None, frame))
+    """The board's rows as tables, in the order of the metrics that rank them; those without a group come last."""
+    rows, alone = board.table, board.table["group"] == UNGROUPED
+    parts = [(metric, rows[rows["ranked_by"] == name]) for name, metric in METRICS.items() if metric.rank]
+    parts += [(None, rows[rows["ranked_by"].isna() & ~alone]), (None, rows[alone])]
+    found = [(ranking, frame) for ranking, frame in parts if len(frame)]
     room = NUMBERS // max(1, len(board.table))
     return [_table(ranking, frame, room) for ranking, frame in found]
 

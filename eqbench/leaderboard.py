@@ -9,8 +9,8 @@
 - `n_seeds, n_init_seeds, n_images`: what stands behind the metric `ranked_by` (other probes may have images of their own);
 - for each metric m of eqbench.metrics, in its order: `m, m_lo, m_hi, m_floor, m_null` (state final), `m_init, m_init_lo,
   m_init_hi` (the untrained baseline), `m_init_null`, and `m_emergence` = m - m_init, negative where training lowered the
-  metric, with the conservative interval [m_lo - m_init_hi, m_hi - m_init_lo]. Metrics that have no group (the spectrum)
-  are repeated on each row of their model and data;
+  metric, with the conservative interval [m_lo - m_init_hi, m_hi - m_init_lo]. Probes that have no group (the spectrum)
+  have a row of their own, group `none`;
 - the columns of `FACTS`, about the model and its measurement (`weights`: first 12 hex digits of s0's sha256).
 
 Seeds: a value is the mean over seeds, and its interval their conservative envelope [min lo, max hi].
@@ -24,13 +24,14 @@ from typing import Any
 
 import pandas as pd
 
-from eqbench import coverage, ensembles, profiles, schema
+from eqbench import coverage, ensembles, profiles
 from eqbench.cells import STATUSES, Cells, read_cells
 from eqbench.config import Cell, Plan
 from eqbench.metrics import METRICS, Metric
 from eqbench.pooling import emergence, emergence_index, pool
 from eqbench.profiles import INDEX, PERMUTED
 from eqbench.results import Measure, Status, write_text
+from eqbench.schema import UNGROUPED
 
 FILES = ("results.csv", "leaderboard.csv", "coverage.csv")
 RANKINGS = [metric for metric in METRICS.values() if metric.rank]  # the first one that a group's cells give ranks it
@@ -114,19 +115,10 @@ def collect(plan: Plan, cells_dir: Path, out_dir: Path) -> None:
 
 
 def _rows(plan: Plan) -> dict[tuple[str, str, str], list[Cell]]:
-    """(model, data, group) -> its cells; cells without a group belong to every row of their model and data."""
+    """(model, data, group) -> its cells."""
     rows: dict[tuple[str, str, str], list[Cell]] = {}
-    shared: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
-        data = plan.data(cell)
-        if schema.PROBES[cell.probe].kinds:
-            rows.setdefault((cell.model, data, cell.group), []).append(cell)
-        else:
-            shared.setdefault((cell.model, data), []).append(cell)
-    for (model, data), cells in shared.items():
-        own = [key for key in rows if key[:2] == (model, data)] or [(model, data, cells[0].group)]
-        for key in own:
-            rows.setdefault(key, []).extend(cells)
+        rows.setdefault((cell.model, plan.data(cell), cell.group), []).append(cell)
     return rows
 
 
@@ -167,6 +159,8 @@ def _row(board: Board, model: str, data: str, group: str, cells: list[Cell], ran
         final, init = (measures.get((ranking.name, state), ABSENT) for state in ("final", "init"))
         row |= {"ranked_by": ranking.name, "n_images": final.n or init.n, "interval": (final.lo, final.hi)}
         row["unranked"] = _why_unranked(board, cells, ranking, final)
+    elif group == UNGROUPED:
+        row["unranked"] = "descriptors are not ranked"
     else:
         row["unranked"] = f"the suite asks for no {' or '.join(metric.probe for metric in RANKINGS)} here"
     row["n_seeds"], row["n_init_seeds"] = (len({c.seed for c in done if c.state == s}) for s in ("final", "init"))

@@ -99,11 +99,12 @@ def test_ranks_ties_and_envelopes_on_a_whole_board(tmp_path):
     assert (found[RANKED], found[f"{RANKED}_lo"], found[f"{RANKED}_hi"]) == (0.12, 0.08, 0.2)
     assert (found[f"{RANKED}_floor"], found[f"{RANKED}_null"]) == (0.01, 1.4)
     assert (found["n_seeds"], found["n_init_seeds"], found["n_images"]) == (2, 2, 200)
-    assert (found["status"], found["done"], found["planned"]) == ("complete", 8, 8)
+    assert (found["status"], found["done"], found["planned"]) == ("complete", 4, 4)
     block = board.table[(board.table.data == "digits") & (board.table.group == "hflip")]
     assert list(block.model) == ["convnext_digits_d4", "convnext_digits", "resnet_digits", "vit_digits"]
     assert list(dict.fromkeys(zip(board.table.data, board.table.group, strict=True))) == [
-        (data, group) for data in ("digits", "photos") for group in ("hflip", "vflip", "c4", "d4")
+        *(("digits", group) for group in ("hflip", "vflip", "c4", "d4", "none")),
+        *(("photos", group) for group in ("hflip", "vflip", "c4", "d4")),
     ]
     # another data set is another board, and a board of one has no ranks
     alone = row(board, "efficientnet_lite0", "hflip", "photos")
@@ -141,14 +142,16 @@ def test_emergence_is_final_minus_the_mean_of_every_init_seed(tmp_path):
     assert found[f"{RANKED}_emergence_hi"] == pytest.approx(0.7 - 0.9)
 
 
-def test_spectrum_is_joined_onto_each_row_of_its_model(tmp_path):
-    plan = fill(tmp_path)
-    board = load(plan, tmp_path)
-    values = {row(board, "vit_digits", group)["lambda_max"] for group in ("hflip", "vflip", "c4", "d4")}
-    assert len(values) == 1
-    assert values.pop() > 0
-    assert math.isnan(row(board, "efficientnet_lite0", "c4", "photos")["lambda_max"])
-    assert "none" not in set(board.table["group"])
+def test_probes_without_a_group_have_a_row_of_their_own(tmp_path):
+    board = load(fill(tmp_path), tmp_path)
+    found = row(board, "vit_digits", "none")
+    assert found["lambda_max"] > 0
+    assert math.isnan(found[RANKED])
+    assert found["unranked"] == "descriptors are not ranked"
+    assert math.isnan(row(board, "vit_digits", "c4")["lambda_max"])
+    assert (
+        row(board, "vit_digits", "c4")["planned"] + 4 == found["planned"] + row(board, "vit_digits", "hflip")["planned"]
+    )
 
 
 # --- several metrics that rank, layers, ensembles -----------------------------------------------------------------------
@@ -162,7 +165,7 @@ def deep(tmp_path_factory):
 
 
 def test_each_group_is_ranked_by_one_metric_of_its_own_probes(deep):
-    table = deep.table
+    table = deep.table[deep.table["group"] != "none"]
     finite = table["group"].isin(FINITE)
     assert set(table.loc[finite, "ranked_by"]) == {RANKED}
     (other,) = set(table.loc[~finite, "ranked_by"])
@@ -212,8 +215,9 @@ def test_rows_that_no_metric_ranks_say_so(tmp_path):
         del plan.cells[cell]
     table = load(fill(tmp_path, plan), tmp_path).table
     assert table["ranked_by"].isna().all()
-    assert all(text.startswith("the suite asks for no orbit or ") for text in table["unranked"])
-    assert table["lambda_max"].notna().all()
+    grouped = table["group"] != "none"
+    assert all(text.startswith("the suite asks for no orbit or ") for text in table["unranked"][grouped])
+    assert set(table["unranked"][~grouped]) <= {"descriptors are not ranked"}
 
 
 def set_permuted(by_state):
@@ -348,22 +352,20 @@ def test_incomplete_rows_are_never_ranked_and_say_why(tmp_path, kind):
     assert row(board, "vit_digits", "c4")["ranked"] == 4, "other groups do not suffer"
     status = {"missing": "not run", "corrupt": "failed", "nan": "complete", "unbounded": "complete"}.get(kind, kind)
     assert found["status"] == status
-    assert found["done"] == (8 if status == "complete" else 7)
+    assert found["done"] == (4 if status == "complete" else 3)
     assert sum(board.counts.values()) == len(plan.cells)
     assert board.counts[status if status in STATUSES else "ok"] == (1 if status in STATUSES else len(plan.cells))
 
 
-def test_a_failed_untrained_or_spectrum_cell_costs_the_baseline_not_the_rank(tmp_path):
+def test_a_failed_untrained_cell_costs_the_baseline_not_the_rank(tmp_path):
     def change(cell, result):
-        broken = cell.model == "vit_digits" and (cell.state == "init" or cell.probe == "spectrum")
-        return fail(result, "no") if broken else result
+        return fail(result, "no") if cell.model == "vit_digits" and cell.state == "init" else result
 
     found = row(load(fill(tmp_path, change=change), tmp_path), "vit_digits", "c4")
     assert found["status"] == "failed"
     assert found["rank"] >= 1
     assert math.isnan(found[f"{RANKED}_init"])
     assert math.isnan(found[f"{RANKED}_emergence"])
-    assert math.isnan(found["lambda_max"])
 
 
 def test_results_csv_has_rows_with_reasons_and_none_for_missing_cells(tmp_path):
@@ -417,7 +419,7 @@ def test_empty_board_and_one_model(tmp_path):
     plan = suite()
     board = load(plan, tmp_path)
     assert board.counts == {"ok": 0, "failed": 0, "stale": 0, "skipped": 0, "not run": len(plan.cells)}
-    assert len(board.table) == 20
+    assert len(board.table) == 24
     assert set(board.table.status) == {"not run"}
     assert board.table["rank"].isna().all()
     assert list(board.table.columns) == COLUMNS
@@ -457,7 +459,7 @@ def test_facts_survive_where_a_model_has_no_cells(tmp_path):
     assert len(done["weights"]) == 12
     assert board.facts["convnext_digits_d4"]["sha256"]["s0 final"].startswith(done["weights"])
     assert set(board.facts["efficientnet_lite0"]["sha256"]) == {"s0 final", "s0 init", "s1 init", "s2 init"}
-    assert done["seconds"] == 8 * 3.25
+    assert done["seconds"] == 4 * 3.25
 
 
 def test_importing_needs_no_torch():

@@ -62,7 +62,7 @@ def build(folder, change=None, figures=False, plan=None):
 def test_page_of_a_whole_board(tmp_path):
     board, html = build(tmp_path, figures=True)
     page = Page(html)
-    assert len(page.rows) == 1 + len(board.table)
+    assert len(page.rows) == 2 + len(board.table), "two headers"
     assert page.tags.count("h1") == page.tags.count("main") == 1
     for metric in METRICS.values():
         assert f'id="g-{metric.name}"' in html, "the glossary has every metric"
@@ -96,9 +96,11 @@ def test_groups_of_another_metric_have_a_table_of_their_own(deep):
     board, html = deep
     tables = html.split('<table class="board"')[1:]
     by = board.table["ranked_by"]
-    assert len(tables) == by.nunique() == 2
-    tables = [text.split("</table>")[0] for text in tables]
-    for place, (name, text) in enumerate(zip(dict.fromkeys(by), tables, strict=True), 1):
+    assert len(tables) - 1 == by.nunique() == 2
+    *tables, alone = [text.split("</table>")[0] for text in tables]
+    assert "<b>The loss landscape</b>" in alone
+    assert alone.count("<tr") - 1 == (board.table["group"] == "none").sum()
+    for place, (name, text) in enumerate(zip(dict.fromkeys(by.dropna()), tables, strict=True), 1):
         assert text.startswith(f' id="board-{place}"')
         groups = list(dict.fromkeys(board.table.loc[by == name, "group"]))
         assert f"<b>{', '.join(groups)}</b>, ranked by" in text
@@ -207,10 +209,11 @@ def test_failed_cells_are_rows_with_their_reasons(tmp_path):
     broken = {"vit_digits": "no layout for tokens", "resnet_digits": "out of memory"}
     board, html = build(tmp_path, lambda c, r: fail(r, broken[c.model]) if c.model in broken else r)
     rows = [" ".join(row.split()) for row in Page(html).rows[1:]]
-    assert len(rows) == len(board.table)
+    assert len(rows) == 1 + len(board.table)
     vit = [row for row in rows if row.startswith("vit_digits")]
-    assert len(vit) == 4
-    assert all("— s0: failed: no layout for tokens" in row and row.endswith("failed 0 of 8") for row in vit)
+    assert len(vit) == 5
+    assert all("— s0: failed: no layout for tokens" in row for row in vit if " none " not in row)
+    assert all(row.endswith("failed 0 of 4") for row in vit)
     assert f"{board.counts['failed']} failed" in html
     for cell in board.plan.cells:
         if cell.model in broken:
@@ -221,7 +224,7 @@ def test_failed_cells_are_rows_with_their_reasons(tmp_path):
 def test_partial_and_empty_boards_have_a_page(tmp_path, keep):
     board, html = build(tmp_path, lambda cell, result: result if cell.model in keep else None)
     page = Page(html)
-    assert len(page.rows) == 1 + len(board.table) == 21
+    assert len(page.rows) == 2 + len(board.table) == 26
     assert f"{board.counts['ok']} of 96" in html
     assert f"{board.counts['not run']} not run" in html
     assert "is not drawn yet" in html
