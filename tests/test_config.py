@@ -67,6 +67,23 @@ def test_groups_that_no_probe_takes_are_named(override, words):
         load_suite("demo", [override])
 
 
+def test_a_probe_that_compares_reads_other_weights(monkeypatch):
+    monkeypatch.setattr(schema.Spectrum, "compares", True)
+    plan = load_suite("demo", ["suite.demo.blocks.digits.seeds=3"])
+
+    def others(seed, state, probe="spectrum"):
+        return plan.others(Cell("demo", "vit_digits", seed, state, "none", probe))
+
+    assert others("s0", "final") == {"init": ("s0", "init"), "s1": ("s1", "final")}
+    assert others("s2", "final") == {"init": ("s2", "init"), "s0": ("s0", "final")}
+    assert others("s1", "init") == {"s2": ("s2", "init")}
+    assert others("s0", "final", "orbit") == {}
+    part = plan.parts["vit_digits", "s2", "final", "all"]
+    assert plan.cards(part) == [("vit_digits", "s0"), ("vit_digits", "s2")]
+    alone = load_suite("demo", ["suite.demo.blocks.digits.seeds=1", "suite.demo.blocks.digits_circuits.seeds=1"])
+    assert alone.others(Cell("demo", "vit_digits", "s0", "init", "none", "spectrum")) == {}
+
+
 def test_overrides_reach_their_cells_alone():
     before, after = load_suite("demo"), load_suite("demo", ["probe.orbit.resamples=500"])
     changed = {cell for cell in before.cells if before.config(cell) != after.config(cell)}
