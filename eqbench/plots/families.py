@@ -32,9 +32,11 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     grid: Any = figure.subplots(len(found), 1 + CURVES, squeeze=False, width_ratios=[1.5, *[1] * CURVES])
     for i, (cell, result) in enumerate(found):
         what = f"{cell.model} on {board.plan.data(cell)}, {cell.group}"
-        _mosaic(grid[i, 0], result.curves.get("filters", [])[:FAMILIES], what, i, titles)
+        filters = [one for one in result.curves.get("filters", []) if _alive(one["kernels"])]
+        _mosaic(grid[i, 0], filters[:FAMILIES], what, i, titles)
         grid[i, 0].set_title(what)
-        strongest = sorted(result.curves.get("tuning", []), key=lambda one: (not one["matched"], -len(one["members"])))
+        tuned = [one for one in result.curves.get("tuning", []) if _alive(one["responses"])]
+        strongest = sorted(tuned, key=lambda one: (not one["matched"], -len(one["members"])))
         for k in range(CURVES):
             axes = grid[i, 1 + k]
             axes.set_visible(k < len(strongest))
@@ -43,6 +45,11 @@ def draw(board: Board, titles: Titles) -> Figure | None:
             if k < len(strongest) and i == len(found) - 1:
                 axes.set_xlabel("Angle from the unit's best, degrees", fontsize=8)
     return figure
+
+
+def _alive(numbers: Any) -> bool:
+    """Whether there is anything to see: units that training switched off match each other perfectly."""
+    return bool(np.ptp(np.array(numbers, float)) > 1e-3)
 
 
 def pictured(board: Board) -> list[tuple[Cell, Result]]:
