@@ -1,29 +1,38 @@
 """Checks of the arithmetic that every curvature number passes first."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from eqbench.curvature.gauss_newton import GaussNewton
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed
 
 # Largest relative residuals that the float64 checks accept. The first is wide, for kinks of ReLU within its steps; what
 # it is there to catch (a detached branch, a wrong backward) is of order one.
-GUARDS = {"directional derivative": 1e-3, "mode agreement": 1e-5, "self-adjointness": 1e-8}
+GUARDS = {"directional derivative": 1e-3, "mode agreement": 1e-5, "self-adjointness": 1e-8, "adjointness": 1e-8}
 
 
-def guard(objective: Objective, images: int = 4) -> dict[str, float]:
+def guard(objective: Objective, images: int = 4, second: bool = True) -> dict[str, float]:
     """Check the arithmetic in float64 on a few images; refuse to go on where it does not hold.
 
     Relative residuals of: the directional derivative (L(t + eu) - L(t - eu)) / 2e against g'u (wrong first derivatives);
     double backward against jvp(grad) (wrong derivative formulas); u'Hv against v'Hu (self-adjointness). They are taken
     beside the weights, not at them: freshly initialised networks sit on the kinks of their ReLUs, where no derivative is.
+    A parameter with no gradient at all must have no effect (`silent`).
+
+    Args:
+        images: on how many of the first batch.
+        second: check second derivatives; otherwise, for Gauss-Newton products, w'(Ju) against u'(J'w) (adjointness).
 
     Returns:
         The residual of each check.
 
     Raises:
-        Failed: names the check, its residual and its bound.
+        Failed: names the check, its residual and its bound, or the parameter that gets no gradient.
     """
     exact = objective.first(images).double()
     generator = torch.Generator().manual_seed(0)
@@ -34,22 +43,72 @@ def guard(objective: Objective, images: int = 4) -> dict[str, float]:
     with torch.no_grad():
         for p in exact.module.parameters():
             p.add_(1e-2 * noise(p.shape) * (p.square().mean().sqrt() + 1e-2))
-    hessian = Hessian(exact)
     u, v = noise(exact.theta.shape), noise(exact.theta.shape)
     u, v = u / u.norm(), v / v.norm()
-    hu, hv = hessian @ u, hessian @ v
-    scale = max(float(hu.norm()), float(hv.norm()), 1e-30)
-    residuals = {
-        "directional derivative": _directional_residual(exact, u),
-        "mode agreement": float((hv - hessian.forward_over_reverse(v)).norm()) / scale,
-        "self-adjointness": abs(float(u @ hv - v @ hu)) / scale,
-    }
+    residuals = {"directional derivative": _directional_residual(exact, u)}
+    residuals |= _second_residuals(exact, u, v) if second else {"adjointness": _adjointness_residual(exact, u, noise)}
     for name, residual in residuals.items():
         if not residual <= GUARDS[name]:
             raise Failed(
                 f"curvature check '{name}' failed: relative residual {residual:.2g} > {GUARDS[name]:g} in float64"
             )
+    silent(exact)
     return residuals
+
+
+def silent(objective: Objective) -> list[str]:
+    """Names of the parameters whose gradient is exactly zero, each of which a finite change proves to have no effect.
+
+    Unused parameters and structural nulls (a key bias, a dead unit) pass: moving them by a thousandth leaves the logits as
+    they are, in evaluation and in training mode. A stale cache or a detached part does not: caches are not used in training.
+
+    Raises:
+        Failed: the logits depend on a parameter that gets no gradient; names it.
+    """
+    gradient = objective.named(objective.gradient()[1])
+    names = [name for name, part in gradient.items() if not part.any()]
+    if names:
+        x = objective.batches[0][0]
+        states = [_logits(objective, x, training) for training in (False, True)]
+        for name in names:
+            moved = copy.deepcopy(objective.module.train().eval())  # without caches, which cannot be copied
+            with torch.no_grad():
+                p = moved.get_parameter(name)
+                p.add_(1e-3 * (p.square().mean().sqrt() + 1e-3) * torch.linspace(-1, 1, p.numel()).to(p).view_as(p))
+            other = Objective(moved, objective.batches, objective.loss)
+            for training, before in zip((False, True), states, strict=True):
+                change = float((_logits(other, x, training) - before).norm())
+                if change > 1e-10 * float(before.norm()):
+                    raise Failed(
+                        f"the logits depend on '{name}', which gets no gradient: detached, or cached and stale"
+                    )
+    return names
+
+
+def _logits(objective: Objective, x: Tensor, training: bool) -> Tensor:
+    """f(x) in this mode, dropout by the same draws each time, running statistics left as they are."""
+    module = copy.deepcopy(objective.module.train().eval()).train(training)
+    with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        return module(x)
+
+
+def _second_residuals(exact: Objective, u: Tensor, v: Tensor) -> dict[str, float]:
+    hessian = Hessian(exact)
+    hu, hv = hessian @ u, hessian @ v
+    scale = max(float(hu.norm()), float(hv.norm()), 1e-30)
+    return {
+        "mode agreement": float((hv - hessian.forward_over_reverse(v)).norm()) / scale,
+        "self-adjointness": abs(float(u @ hv - v @ hu)) / scale,
+    }
+
+
+def _adjointness_residual(exact: Objective, u: Tensor, noise: Callable[[torch.Size], Tensor]) -> float:
+    product, (x, _) = GaussNewton(exact), exact.batches[0]
+    pushed = product.pushed(x, u)[1]
+    w = noise(pushed.shape)
+    pulled = product.pulled(x, w)
+    return abs(float((pushed * w).sum() - pulled @ u)) / max(float(pulled.norm()), 1e-30)
 
 
 def _directional_residual(objective: Objective, u: Tensor) -> float:

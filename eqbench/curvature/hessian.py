@@ -5,11 +5,14 @@ layers (pytorch#196700), so `grad(jvp(f))` does not occur here; `jvp(grad(f))` s
 Nor are second derivatives batched by vmap: those of a layer norm are off by 0.2-3 % in torch 2.15 (torch.func.hessian).
 """
 
+import math
+import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from eqbench.curvature.convolution import NativeConvolutions
 from eqbench.curvature.objective import Objective, twice_differentiable
 from eqbench.errors import Failed, Unsupported
 
@@ -17,11 +20,12 @@ from eqbench.errors import Failed, Unsupported
 class Hessian:
     """H = sum_b (n_b / N) d2/dtheta2 l(f(x_b), y_b): the Hessian of an objective at its network's weights.
 
-    With one batch the first-order graph is built once and each product costs one more backward pass; with several it is
-    rebuilt, and the products are summed in float64.
+    With one batch the first-order graph is built once and each product costs one more backward pass. With several it is
+    rebuilt, or the product is jvp(grad): whichever a short measurement on the first batch finds the faster; the products
+    are summed in float64.
 
     Attributes:
-        products: how many were made.
+        products: how many were made. mode: how they are made, once that is decided.
 
     >>> from torch import nn
     >>> x, y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 1, dtype=torch.float64)
@@ -36,6 +40,7 @@ class Hessian:
         self.objective = objective
         self.size, self.device, self.dtype = objective.size, objective.device, objective.dtype
         self.products = 0
+        self.mode = "cached double backward" if len(objective.batches) == 1 else ""
         self._cached: list[Tensor] | None = None
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -46,25 +51,59 @@ class Hessian:
             Failed: the product is not finite.
         """
         self.products += 1
-        objective, pieces = self.objective, self.objective.split(v)
+        objective = self.objective
         if len(objective.batches) == 1:
             if self._cached is None:
                 self._cached = self._gradient_graph(*objective.batches[0])
-            product = self._second(self._cached, pieces, keep=True)
+            product = self._second(self._cached, objective.split(v), keep=True)
         else:
+            self.mode = self.mode or self._faster(v)
             total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
             for x, y in objective.batches:
-                second = self._second(self._gradient_graph(x, y), pieces, keep=False)
-                total += len(x) / objective.images * second.double()
+                total += len(x) / objective.images * MODES[self.mode](self, x, y, v).double()
             product = total.to(self.dtype)
         if not product.isfinite().all():
             raise Failed("a Hessian product is not finite: the loss overflows in this dtype")
         return product
 
+    def forward_over_reverse(self, v: Tensor) -> Tensor:
+        """Hv as jvp(grad): the same product by other formulas, for the guard."""
+        parts = [(len(x) / self.objective.images, self._forward(x, y, v)) for x, y in self.objective.batches]
+        return torch.stack([weight * part.double() for weight, part in parts]).sum(0).to(v)
+
+    def _faster(self, v: Tensor) -> str:
+        """The mode whose best of two products of the first batch takes less time; rebuilding, unless by a tenth."""
+        (x, y), seconds = self.objective.batches[0], dict.fromkeys(MODES, math.inf)
+        for mode in 2 * list(MODES):
+            start = time.perf_counter()
+            try:
+                MODES[mode](self, x, y, v)
+            except (NotImplementedError, torch.OutOfMemoryError):
+                continue
+            if x.is_cuda:
+                torch.cuda.synchronize(x.device)
+            seconds[mode] = min(seconds[mode], time.perf_counter() - start)
+        rebuilt, forward = MODES
+        return forward if seconds[forward] < 0.9 * seconds[rebuilt] else rebuilt
+
+    def _rebuilt(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return self._second(self._gradient_graph(x, y), self.objective.split(v), keep=False)
+
+    def _forward(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        objective = self.objective
+        point = dict(zip(objective.names, (p.detach() for p in objective.parameters), strict=True))
+
+        def mean_loss(parameters: dict[str, Tensor]) -> Tensor:
+            return objective.loss(objective.logits(x, parameters), y)
+
+        with twice_differentiable():
+            product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (objective.named(v),))[1]
+        return objective.flat(product[name] for name in objective.names)
+
     def _gradient_graph(self, x: Tensor, y: Tensor) -> list[Tensor]:
         objective = self.objective
-        loss = objective.loss(objective.logits(x), y)
-        with twice_differentiable():
+        with NativeConvolutions(), twice_differentiable():
+            loss = objective.loss(objective.logits(x), y)
             return list(torch.autograd.grad(loss, objective.parameters, create_graph=True, materialize_grads=True))
 
     def _second(self, gradient: Sequence[Tensor], pieces: Sequence[Tensor], keep: bool) -> Tensor:
@@ -87,17 +126,6 @@ class Hessian:
             raise
         return self.objective.flat(second)
 
-    def forward_over_reverse(self, v: Tensor) -> Tensor:
-        """Hv as jvp(grad): the same product by other formulas, for the guard."""
-        objective = self.objective
-        point = dict(zip(objective.names, (p.detach() for p in objective.parameters), strict=True))
-        total = torch.zeros_like(v)
-        for x, y in objective.batches:
 
-            def mean_loss(parameters: dict[str, Tensor], x: Tensor = x, y: Tensor = y) -> Tensor:
-                return objective.loss(objective.logits(x, parameters), y)
-
-            with twice_differentiable():
-                product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (objective.named(v),))[1]
-            total += len(x) / objective.images * objective.flat(product[name] for name in objective.names)
-        return total
+# Products of one batch, the preferred first: rebuilding the first-order graph, jvp(grad).
+MODES = {"double backward": Hessian._rebuilt, "jvp(grad)": Hessian._forward}

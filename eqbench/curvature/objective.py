@@ -149,7 +149,7 @@ class Objective:
     def double(self) -> "Objective":
         """The same loss in float64, where identities are checked."""
         batches = [(x.double(), y.double() if y.is_floating_point() else y) for x, y in self.batches]
-        return self._copy(copy.deepcopy(self.module).double(), batches)
+        return self._copy(copy.deepcopy(self.module.train().eval()).double(), batches)
 
     def _copy(self, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> "Objective":
         return Objective(module, batches, self.loss)  # a prepared module stays prepared
