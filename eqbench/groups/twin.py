@@ -21,10 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from eqbench.errors import Misfit, Unsupported, one_line
 from eqbench.groups.base import FiniteGroup
 from eqbench.groups.lattice import LatticeGroup
+from eqbench.groups.weights import each_moved
 
 
 def symmetrise(module: nn.Module, group: FiniteGroup) -> nn.Module:
-    """A copy whose weights are (1/|G|) sum_g g W, for every weight on which the group is known to act.
+    """A copy whose weights are (1/|G|) sum_g T_g theta, for every weight on which the group is known to act.
 
     Args:
         module: any network; tokens are recognised by timm's names for them, the kernel that sees the image by its three
@@ -37,26 +38,10 @@ def symmetrise(module: nn.Module, group: FiniteGroup) -> nn.Module:
     True
     """
     twin = copy.deepcopy(module)
-    std = getattr(module, "std", 1.0)
+    own: dict[str, Tensor] = dict(twin.named_parameters())
     with torch.no_grad():
-        for layer in twin.modules():
-            if isinstance(layer, nn.Conv2d) and group.spatial:
-                layer.weight.copy_(_kernels_mean(layer.weight, group))
-            elif isinstance(layer, nn.Conv2d) and layer.weight.shape[1] == 3 and layer.groups == 1:
-                layer.weight.copy_(_kernels_mean(layer.weight / std, group) * std)
-        if not group.spatial:
-            return twin
-        for name, parameter in twin.named_parameters():
-            parent, _, leaf = name.rpartition(".")
-            if leaf in ("pos_embed", "position_embedding"):
-                parameter.copy_(_tokens_mean(parameter, _grid(twin.get_submodule(parent)), group))
-            elif leaf == "relative_position_bias_table":
-                parameter.copy_(_offsets_mean(parameter, group))
-            elif ".mlp_tokens.fc1." in name and leaf == "weight":  # (hidden, tokens)
-                parameter.copy_(_square_mean(parameter, group))
-            elif ".mlp_tokens.fc2." in name:  # (tokens, hidden), or the bias (tokens,)
-                flat = parameter.reshape(parameter.shape[0], -1).T
-                parameter.copy_(_square_mean(flat, group).T.reshape(parameter.shape))
+        for name, weight in each_moved(twin, group, own, lambda w: _kernels_mean(w, group), lambda z: _mean(z, group)):
+            own[name].copy_(weight)
     return twin
 
 
@@ -73,40 +58,6 @@ def _mean(maps: Tensor, group: FiniteGroup) -> Tensor:
         return maps.mean((-2, -1), keepdim=True).expand_as(maps)
     square = maps.shape[-1] == maps.shape[-2]
     return torch.stack([group.act(maps, g) for g in group.elements() if square or group.keeps_shape(g)]).mean(0)
-
-
-def _square_mean(rows: Tensor, group: FiniteGroup) -> Tensor:
-    """`_mean` for rows (..., tokens) whose last axis is a square grid; other rows stay."""
-    side = math.isqrt(rows.shape[-1])
-    if side * side != rows.shape[-1]:
-        return rows
-    return _mean(rows.reshape(*rows.shape[:-1], side, side), group).reshape(rows.shape)
-
-
-def _offsets_mean(table: Tensor, group: FiniteGroup) -> Tensor:
-    """For a bias a pair of tokens: ((2h - 1)(2w - 1) [+ 3 of a class token], heads), or (heads, 2h - 1, 2w - 1)."""
-    if table.ndim == 3:
-        return _mean(table, group)
-    side = math.isqrt(table.shape[0])
-    return torch.cat([_square_mean(table[: side * side].T, group).T, table[side * side :]])
-
-
-def _grid(owner: nn.Module) -> tuple[int, int] | None:
-    """The grid of patch tokens that a module's embedding says it makes."""
-    grid = getattr(getattr(owner, "patch_embed", None), "grid_size", None)
-    return (int(grid[0]), int(grid[1])) if grid is not None else None
-
-
-def _tokens_mean(embedding: Tensor, grid: tuple[int, int] | None, group: FiniteGroup) -> Tensor:
-    """For (1, prefix + h w, channels), a map (1, channels, h, w), or (1, h, w, channels); others stay."""
-    if embedding.ndim == 4:
-        last = embedding.shape[1] == embedding.shape[2] != embedding.shape[3]
-        return _mean(embedding.permute(0, 3, 1, 2), group).permute(0, 2, 3, 1) if last else _mean(embedding, group)
-    if embedding.ndim != 3 or grid is None or embedding.shape[1] < grid[0] * grid[1]:
-        return embedding
-    prefix = embedding.shape[1] - grid[0] * grid[1]
-    tokens = _mean(embedding[:, prefix:].mT.unflatten(-1, grid), group).flatten(-2).mT
-    return torch.cat([embedding[:, :prefix], tokens], 1)
 
 
 @torch.no_grad()
