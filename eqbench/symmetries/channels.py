@@ -19,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 Ids = NDArray[np.int64]
 LOCAL = 0.75  # share of a gradient's energy on the channels asked for, a half of them: 1 if they are kept, 0.5 if mixed
+CLEAR = (
+    20.0  # ratio of energies that settles a bit of a channel's place: infinite if it is kept, about 1 if it is mixed
+)
 MIXING = (nn.functional.linear, nn.functional.conv1d, nn.functional.conv2d)
 # How attention modules name the layers of queries, keys and values.
 QKV = (("qkv",), ("q", "k", "v"), ("q_proj", "k_proj", "v_proj"), ("q", "kv"))
@@ -151,20 +154,29 @@ def channels(network: nn.Module, x: Tensor) -> Channels:
     mixing = {name for call in calls for name in (call.weight, call.bias)}
     loose = {name: p for name, p in parameters.items() if name not in mixing}
     axes = {(name, axis): ties.new(n) for name, p in loose.items() for axis, n in enumerate(p.shape)}
-    touched: set[tuple[str, int]] = set()
+    touched: dict[tuple[str, int], None] = {}
     fixed = [inputs[call.weight] for call in calls if not call.entry.requires_grad]
     ends = [(call.entry, call.axis, inputs[call.weight]) for call in calls]
     ends.append((logits, 1, ties.new(logits.shape[1])))
     fixed.append(ends[-1][2])
-    for z, axis, ids in ends:
-        if not z.requires_grad:
-            continue
-        flow = _Flow(z, axis, [(call.cut, call.axis) for call in calls])
+    leaves = [(call.cut, call.axis) for call in calls]
+
+    def follow(z: Tensor, axis: int, ids: Ids) -> None:
+        flow = _Flow(z, axis, leaves)
         for j, here, there in flow.handed_on():
             ties.join(ids[here], outputs[calls[j].weight][there])
         for name, p_axis in flow.parameters(loose):
             ties.join(ids, axes[name, p_axis])
-            touched.add((name, p_axis))
+            touched[name, p_axis] = None
+
+    for end in ends:
+        if end[0].requires_grad:
+            follow(*end)
+    if loose.keys() - {name for name, _ in touched}:  # layers that mix tokens have the channels on another axis
+        for call in calls:
+            if call.entry.ndim == 3 and call.entry.requires_grad:
+                other = 1 if call.axis == -1 else 2
+                follow(call.entry, other, ties.new(call.entry.shape[other]))
     places |= {Place(*key): axes[key] for key in touched}
     groups += _heads(network, inputs, outputs, places, ties)
     _buffers(network, places)
@@ -256,7 +268,7 @@ class _Flow:
         for bit in range(max(1, math.ceil(math.log2(self.width)))):
             ends = [self._energies(whole[(whole >> bit & 1) == value], [cut])[0] for value in (0, 1)]
             off, on = ((torch.zeros(n) if g is None else _along(g, axis)).numpy() for g in ends)
-            known &= np.maximum(on, off) > 3 * np.minimum(on, off)
+            known &= np.maximum(on, off) > CLEAR * np.minimum(on, off)
             place |= np.where(on > off, 1 << bit, 0)
         known &= place < self.width
         shift = place - np.arange(n)

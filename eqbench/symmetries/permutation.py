@@ -88,12 +88,9 @@ def find_spaces(network: nn.Module, x: Tensor) -> Spaces:
     >>> bool((moved(x) - net(x)).abs().max() < 1e-12), bool((moved[0].weight - net[0].weight).abs().max() > 0.1)
     (True, True)
     """
-    model = blank(network).eval()
-    reset_batch_norm(model, [x])
-    proposed = _spaces(channels(model, x))
+    proposed = _spaces(channels(_random(network, x), x))
     found = Spaces(proposed)
-    _disturb(model.double())
-    x = x.double()
+    model, x = general_position(network, x), x.double()
     with torch.no_grad():
         still = model(x)
 
@@ -113,8 +110,20 @@ def find_spaces(network: nn.Module, x: Tensor) -> Spaces:
     return found
 
 
-def _disturb(model: nn.Module) -> None:
-    """Add noise to every parameter and running statistic, so that no two channels are alike."""
+def _random(network: nn.Module, x: Tensor) -> nn.Module:
+    """A copy with random weights whose activations are of order one and pass on gradients."""
+    model = blank(network).eval()
+    reset_batch_norm(model, [x])
+    return model
+
+
+def general_position(network: nn.Module, x: Tensor) -> nn.Module:
+    """A float64 copy with random weights and statistics, no two alike and none special: what holds for it, holds for all.
+
+    Args:
+        x: images (B, 3, n, n), on which activations keep their size.
+    """
+    model = _random(network, x).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
@@ -124,8 +133,9 @@ def _disturb(model: nn.Module) -> None:
                 noise = torch.rand(norm.running_mean.shape, generator=generator, dtype=torch.float64).to(
                     norm.running_var
                 )
-                norm.running_mean.add_(noise * norm.running_var.sqrt())
+                norm.running_mean.add_((noise - 0.5) * norm.running_var.sqrt())
                 norm.running_var.mul_(0.5 + noise)
+    return model
 
 
 def _spaces(found: Channels) -> list[Space]:
