@@ -34,7 +34,7 @@ lint: .venv/.dev
 	$(BIN)/snakemake --lint
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 format: .venv/.dev
 	$(BIN)/ruff format
