@@ -1,0 +1,98 @@
+"""The sharpness of every model before and after its weights are balanced, and how much of its curvature is in kinks (no torch)."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from eqbench.leaderboard import Board
+from eqbench.metrics import METRICS
+from eqbench.plots.drawing import WIDTH, Titles, colours_of, mark
+from eqbench.results import Result, Status
+
+CAPTION = (
+    "Rise of the loss around the trained weights (untrained ones, where there are no others), every seed, before gauge balancing "
+    "(hollow) and after (filled), and the kink ratio at three steps. Descriptors: none of them says that a model is better."
+)
+KINDS = {"sam": "SAM sharpness", "adaptive": "adaptive, ℓ2", "adaptive_max": "adaptive, ℓ∞", "average": "average case"}
+STEPS = {"kink_ratio_small": "10⁻⁴", "kink_ratio_middle": "10⁻³", "kink_ratio": "10⁻²"}
+Found = dict[tuple[str, str], list[tuple[str, Result]]]  # (data, model) -> (seed, result)
+
+
+def draw(board: Board, titles: Titles) -> Figure | None:
+    """The figure, or None for a board without its numbers; `titles` gets what its marks are."""
+    found = finished(board, "sharpness")
+    if not found:
+        return None
+    colours = {model: look[0] for model, look in colours_of(board).items()}
+    figure = Figure(figsize=(WIDTH, 1.35 + 0.38 * len(found)), layout="constrained")
+    grid = figure.subplots(1, len(KINDS) + 1, sharey=True)
+    for axes, kind in zip(grid, KINDS, strict=False):
+        _kind(axes, found, kind, colours, titles)
+    _kinks(grid[-1], found, colours, titles)
+    grid[0].set_yticks(range(len(found)), [f"{data} / {model}" for data, model in found])
+    grid[0].set_ylim(len(found) - 0.5, -0.5)
+    for axes in grid:
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.grid(axis="x")
+    handles = [mark("o", "#666666", "before balancing", hollow=True), mark("o", "#666666", "after"), *_step_marks()]
+    figure.legend(handles=handles, loc="outside upper left", ncols=5, fontsize=8, handletextpad=0.4)
+    return figure
+
+
+def finished(board: Board, probe: str) -> Found:
+    """The results of a probe at the trained weights of every model and seed, else at the untrained ones; sorted."""
+    found: Found = {}
+    for state in ("final", "init"):
+        known = set(found)
+        for cell, result in sorted(board.results.items()):
+            place = (board.plan.data(cell), cell.model)
+            if result.status is Status.ok and (cell.probe, cell.state) == (probe, state) and place not in known:
+                found.setdefault(place, []).append((cell.seed, result))
+    return dict(sorted(found.items()))
+
+
+def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: Titles) -> None:
+    metric = METRICS[f"{kind}_sharpness"]
+    for i, ((data, model), results) in enumerate(found.items()):
+        for j, (seed, result) in enumerate(results):
+            after = result.metrics[metric.name].value
+            ratio = result.metrics[f"{kind}_gauge_ratio"].value
+            if after is None or after <= 0:
+                continue
+            y = i + (j - (len(results) - 1) / 2) * 0.22
+            colour = colours[model]
+            if ratio is not None and ratio > 0:
+                axes.plot([after * ratio, after], [y, y], color=colour, linewidth=0.8, alpha=0.6, zorder=2)
+            for name, value in (("before", after * ratio if ratio else 0.0), ("after", after)):
+                if value > 0:
+                    gid = f"{kind}-{i}-{seed}-{name}"
+                    face = "white" if name == "before" else colour
+                    axes.scatter([value], [y], 20, edgecolor=colour, facecolor=face, gid=gid, zorder=3)
+                    titles[gid] = [f"{model} on {data}, {seed}, {name} balancing: {metric.symbol} = {value:.3g} nat"]
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(numticks=4) if high > 20 * low else MaxNLocator(3))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_title(KINDS[kind], fontsize=8)
+    axes.set_xlabel(f"{metric.symbol}, {metric.unit}", fontsize=8)
+
+
+def _kinks(axes: Axes, found: Found, colours: dict[str, str], titles: Titles) -> None:
+    axes.axvline(1, color="#bbbbbb", linewidth=2.5, zorder=1)
+    for i, ((data, model), results) in enumerate(found.items()):
+        for j, (seed, result) in enumerate(results):
+            y = i + (j - (len(results) - 1) / 2) * 0.22
+            for name, shape in zip(STEPS, "v^s", strict=True):
+                value = result.metrics[name].value
+                if value is not None:
+                    gid = f"{name}-{i}-{seed}"
+                    axes.scatter([value], [y], 20, color=colours[model], marker=shape, gid=gid, zorder=3)
+                    titles[gid] = [f"{model} on {data}, {seed}: kink ratio at {STEPS[name]} = {value:.4g}"]
+    axes.set_title("kink ratio", fontsize=8)
+    axes.set_xlabel("bend / vᵀHv", fontsize=8)
+
+
+def _step_marks() -> list[object]:
+    return [mark(shape, "#666666", f"ε = {step}") for shape, step in zip("v^s", STEPS.values(), strict=True)]
