@@ -1,0 +1,157 @@
+"""Oracles of hidden-channel permutations: the function stays, a planted order is found, a forgotten tensor shows."""
+
+import pytest
+import timm
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from torch import nn
+
+from eqbench.errors import Unsupported
+from eqbench.symmetries.permutation import Space, apply, find_spaces, general_position, permute
+
+SMALL_SWIN = {"img_size": 56, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+CASES = {  # name -> (size, options, units in all)
+    "test_resnet": (64, {}, 672),
+    "test_vit": (64, {"img_size": 64}, 1996),
+    "test_convnext": (64, {}, 1800),
+    "test_efficientnet": (64, {}, 964),
+    "mobilenetv3_small_050": (64, {}, 3072),  # squeeze and excitation, hard swish
+    "swin_tiny_patch4_window7_224": (56, SMALL_SWIN, 948),
+    "test_vit3": (64, {"img_size": 64}, None),
+    "test_byobnet": (64, {}, 784),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A network in general position, images, and its spaces."""
+    size, options, units = CASES[request.param]
+    torch.manual_seed(0)
+    network = timm.create_model(request.param, num_classes=10, **options).eval()
+    x = torch.randn(2, 3, size, size)
+    return general_position(network, x), x.double(), find_spaces(network, x), units
+
+
+def test_every_unit_is_found(case):
+    _, _, found, units = case
+    assert not found.refused
+    assert units is None or sum(space.size for space in found.spaces) == units
+
+
+@torch.no_grad()
+def test_logits_stay(case):
+    network, x, found, _ = case
+    still, moved = network(x), apply(network, found.random(3))
+    assert (moved(x) - still).norm() <= 1e-12 * still.norm()
+    weights = dict(network.named_parameters())
+    changed = [name for name, p in moved.named_parameters() if not torch.equal(p, weights[name])]
+    assert len(changed) > 0.95 * len(weights) - 1  # all but the logits' bias, and one-number scales
+
+
+@torch.no_grad()
+def test_matching_recovers_a_planted_permutation(case):
+    network, x, found, _ = case
+    planted = apply(network, found.random(4))
+    a, b = dict(network.named_parameters()), dict(planted.named_parameters())
+    back = apply(planted, found.match(a, b))
+    assert all(torch.equal(p, a[name]) for name, p in back.named_parameters())
+    assert (back(x) - network(x)).norm() <= 1e-12 * network(x).norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_a_place_left_out_changes_the_logits(case, seed):
+    """Mutation: each space without one of its tensors, running statistics among them, is no symmetry."""
+    network, x, found, _ = case
+    still = network(x)
+    generator = torch.Generator().manual_seed(seed)
+    space = found.spaces[int(torch.randint(len(found.spaces), (), generator=generator))]
+    left_out = int(torch.randint(len(space.members), (), generator=generator))
+    members = tuple(m for i, m in enumerate(space.members) if i != left_out)
+    wrong = Space(space.name, space.size, members)
+    order = torch.arange(space.size).roll(1)
+    assert (apply(network, {wrong: order})(x) - still).norm() > 1e-6 * still.norm()
+    assert (apply(network, {space: order})(x) - still).norm() <= 1e-12 * still.norm()
+
+
+@torch.no_grad()
+def test_running_statistics_move_too():
+    """Mutation: parameters alone, without batch norms' buffers."""
+    network = timm.create_model("test_resnet", num_classes=10).eval()
+    x = torch.randn(2, 3, 64, 64)
+    found, model = find_spaces(network, x), general_position(network, x)
+    still, pi = model(x.double()), found.random(0)
+    moved = permute(dict(model.named_parameters()), pi)
+    logits = torch.func.functional_call(model, moved, (x.double(),))
+    assert (logits - still).norm() > 1e-3 * still.norm()
+
+
+def test_a_permutation_is_orthogonal_and_composes():
+    network = timm.create_model("test_vit", num_classes=10, img_size=64).eval()
+    found = find_spaces(network, torch.randn(2, 3, 64, 64))
+    v = {name: torch.randn_like(p) for name, p in network.named_parameters()}
+    moved = permute(v, found.random(1))
+    for name, piece in v.items():
+        assert torch.equal(piece.flatten().sort().values, moved[name].flatten().sort().values)
+
+
+class Grouped(nn.Module):
+    """A grouped convolution between two free ones: its groups can be exchanged, and the channels inside each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, groups=4)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.head(self.grouped(self.stem(x).relu()).relu().mean((2, 3)))
+
+
+@torch.no_grad()
+def test_groups_of_a_convolution():
+    network, x = Grouped().eval(), torch.randn(2, 3, 9, 9)
+    found = find_spaces(network, x)
+    assert [space.size for space in found.spaces if space.inner] == [4]
+    assert sorted(space.size for space in found.spaces if not space.inner) == [2] * 4 + [3] * 4
+    network, x = network.double(), x.double()
+    planted = apply(network, found.random(5))
+    assert (planted(x) - network(x)).abs().max() < 1e-12
+    back = apply(planted, found.match(dict(network.named_parameters()), dict(planted.named_parameters())))
+    assert all(torch.equal(p, q) for p, q in zip(back.parameters(), network.parameters(), strict=True))
+
+
+class Gated(nn.Module):
+    """Concatenated branches, then a gate of two halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 10, 3)
+        self.both, self.head = nn.Conv2d(16, 14, 1), nn.Linear(7, 5)
+
+    def forward(self, x):
+        z = self.both(torch.cat([self.left(x), self.right(x)], 1).relu())
+        a, b = z.chunk(2, 1)
+        return self.head((a * b.sigmoid()).mean((2, 3)))
+
+
+@torch.no_grad()
+def test_concatenated_branches_and_gates():
+    network, x = Gated().eval(), torch.randn(2, 3, 9, 9)
+    found = find_spaces(network, x)
+    assert sorted(space.size for space in found.spaces) == [6, 7, 10]
+    moved = apply(network.double(), found.random(0))
+    assert (moved(x.double()) - network(x.double())).abs().max() < 1e-12
+
+
+def test_tokens_are_no_channels():
+    """What is proposed and refuted is said: the tokens of a mixer are an order of positions, not of channels."""
+    network = MlpMixer(num_classes=10, img_size=64, patch_size=16, num_blocks=2, embed_dim=48).eval()
+    found = find_spaces(network, torch.randn(2, 3, 64, 64))
+    assert 48 in {space.size for space in found.spaces}
+    assert all("changes the logits" in reason for reason in found.refused.values())
+
+
+def test_a_network_without_hidden_channels():
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(Unsupported, match="no hidden channels"):
+        find_spaces(network, torch.randn(2, 3, 9, 9))
