@@ -105,7 +105,9 @@ def _spectrum(cell: Cell, rng: random.Random) -> tuple[dict[str, Measure], dict[
         "lambda_min": Measure(low, low * 1.001, low * 0.999, 1),
         "trace": Measure(top * 4, top * 3.5, top * 4.5, 30),
     }
-    return metrics, {"eigenvalues": values, "residuals": [top * 1e-4] * 5, "smallest": [low]}
+    curves = {"eigenvalues": values, "residuals": [top * 1e-4] * 5, "smallest": [low]}
+    nodes = [low, 0.3 * low, 0.0, 0.01 * top, *values[::-1]]
+    return metrics, curves | {"density_nodes": nodes, "density_weights": [1e-6, 0.2, 0.7, 0.1 - 6e-6, *[1e-6] * 5]}
 
 
 def _plain(metric: Metric, trained: bool, rng: random.Random) -> Measure:

@@ -66,7 +66,7 @@ def test_page_of_a_whole_board(tmp_path):
     assert page.tags.count("h1") == page.tags.count("main") == 1
     for metric in METRICS.values():
         assert f'id="g-{metric.name}"' in html, "the glossary has every metric"
-    empty = set(FIGURES) - {"tradeoff", "heatmap", "emergence", "layers", "emergence_by_layer", "spectrum"}
+    empty = set(FIGURES) - {"tradeoff", "heatmap", "emergence", "layers", "emergence_by_layer", "spectrum", "density"}
     for name, caption in FIGURES.items():
         assert bool(re.search(rf'<svg [^>]*\bid="{name}"', html)) == (name not in empty)
         assert (f"<figcaption>{escape(caption)}" in html) == (name not in empty)

@@ -22,7 +22,7 @@ class Estimate:
     @staticmethod
     def of(value: float, error: float, probes: int) -> "Estimate":
         """From a value and its standard error over so many independent probes."""
-        half = float(stdtrit(probes - 1, 0.975)) * error if probes > 1 else math.inf
+        half = float(stdtrit(probes - 1, 0.975)) * error if probes > 1 else math.inf  # one probe says nothing of it
         return Estimate(value, value - half, value + half)
 
 
@@ -64,13 +64,21 @@ def rules(operator: Operator, vectors: Tensor, probes: int, steps: int, seed: in
     True
     """
     generator = torch.Generator().manual_seed(seed)
-    q = torch.linalg.qr(vectors)[0].T if vectors.shape[1] else vectors.T  # orthonormal to rounding, in any dtype
-    return [_rule(operator, q, steps, generator) for _ in range(probes)]
+    known = orthonormal(vectors)
+    return [_rule(operator, known, steps, random_signs(known, generator)) for _ in range(probes)]
 
 
-def _rule(operator: Operator, known: Tensor, steps: int, generator: torch.Generator) -> Rule:
-    v = torch.randint(2, (operator.size,), generator=generator).mul(2).sub(1).to(known)
-    v = orthogonalised(v, known)
+def orthonormal(vectors: Tensor) -> Tensor:
+    """The span of the columns (size, k) as orthonormal rows (k, size), to rounding, whatever the caller's dtype left."""
+    return torch.linalg.qr(vectors)[0].T if vectors.shape[1] else vectors.T
+
+
+def random_signs(known: Tensor, generator: torch.Generator) -> Tensor:
+    """A Rademacher vector (size,), drawn on the CPU, projected off the rows of `known` (k, size)."""
+    return orthogonalised(torch.randint(2, known.shape[1:], generator=generator).mul(2).sub(1).to(known), known)
+
+
+def _rule(operator: Operator, known: Tensor, steps: int, v: Tensor) -> Rule:
     mass = float(v.double().square().sum())
     m = min(steps, operator.size - len(known))
     if m < 1 or mass <= 1e-12 * operator.size:  # nothing is left of the spectrum
@@ -94,8 +102,36 @@ def _rule(operator: Operator, known: Tensor, steps: int, generator: torch.Genera
     return Rule(nodes, s[0].square(), mass, square)
 
 
-def spectral_sum(values: Tensor, found: Sequence[Rule], function: Callable[[Tensor], Tensor]) -> Estimate:
-    """The sum of f over the spectrum: tr f(H) ~ sum_i f(theta_i) + mean_j mass_j sum_l w_jl f(nodes_jl), the rest with its error."""
-    samples = torch.tensor([rule.mass * float(rule.weights @ function(rule.nodes)) for rule in found])
-    value = float(function(values.double()).sum()) + float(samples.double().mean())
-    return Estimate.of(value, float(samples.double().std()) / len(found) ** 0.5 if len(found) > 1 else 0.0, len(found))
+def spectral_sum(
+    values: Tensor,
+    found: Sequence[Rule],
+    *functions: Callable[[Tensor], Tensor],
+    combine: Callable[[Tensor], Tensor] = torch.sum,
+) -> Estimate:
+    """Sums of f over the spectrum, tr f(H) ~ sum_i f(theta_i) + mean_j mass_j sum_l w_jl f(nodes_jl), combined to one number.
+
+    Args:
+        values: known eigenvalues theta. found: rules of the rest.
+        functions: f, elementwise. combine: maps their sums (len(functions),) to one number, e.g. a ratio.
+    """
+    known = torch.stack([function(values.double()).sum() for function in functions])
+    samples = [[rule.mass * (rule.weights @ function(rule.nodes)) for function in functions] for rule in found]
+    return combined(known, torch.tensor(samples, dtype=torch.float64), combine)
+
+
+def combined(known: Tensor, samples: Tensor, combine: Callable[[Tensor], Tensor] = torch.sum) -> Estimate:
+    """combine(known + mean of the samples), with the delete-one jackknife's error: s / sqrt(p) where it is linear.
+
+    Args:
+        known: (r,). samples: of p independent probes (p, r).
+
+    >>> estimate = combined(torch.zeros(1), torch.tensor([[1.0], [2.0], [3.0]]))
+    >>> round(estimate.value, 6), round(estimate.hi - estimate.lo, 4)  # 2 x 4.3027 x 1 / sqrt(3)
+    (2.0, 4.9683)
+    """
+    p = len(samples)
+    value = float(combine(known + samples.mean(0)))
+    if p < 2:
+        return Estimate.of(value, 0.0, p)
+    left_out = torch.stack([combine(known + (samples.sum(0) - sample) / (p - 1)) for sample in samples])
+    return Estimate.of(value, float(((p - 1) / p * (left_out - left_out.mean()).square().sum()).sqrt()), p)

@@ -146,10 +146,19 @@ class Objective:
         x, y = self.batches[0]
         return self._copy(self.module, [(x[:images], y[:images])])
 
+    def parts(self, count: int) -> "Iterator[Objective]":
+        """The same loss over each of `count` disjoint parts, of every `count`-th image, in batches no larger than the first."""
+        x, y = (torch.cat(tensors) for tensors in zip(*self.batches, strict=True))
+        for i in range(count):
+            cuts = max(1, min(-(-len(x[i::count]) // len(self.batches[0][0])), len(x[i::count]) // 2))
+            pieces = zip(x[i::count].tensor_split(cuts), y[i::count].tensor_split(cuts), strict=True)
+            yield self._copy(self.module, list(pieces))
+
     def double(self) -> "Objective":
         """The same loss in float64, where identities are checked."""
         batches = [(x.double(), y.double() if y.is_floating_point() else y) for x, y in self.batches]
         return self._copy(copy.deepcopy(self.module.train().eval()).double(), batches)
 
     def _copy(self, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> "Objective":
+        module.train().eval()  # without caches, which cannot be copied
         return Objective(module, batches, self.loss)  # a prepared module stays prepared

@@ -1,8 +1,11 @@
 """The trace of a symmetric operator by Hutchinson's estimator, deflated by eigenvectors that are already known."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
-from eqbench.curvature.density import Estimate, rules, spectral_sum
+from eqbench.curvature.density import Estimate, combined, orthonormal, random_signs, rules, spectral_sum
 from eqbench.curvature.lanczos import Operator
 
 
@@ -18,7 +21,6 @@ def deflated_trace(operator: Operator, values: Tensor, vectors: Tensor, products
         values: q_i'Hq_i (k,). vectors: orthonormal columns q_i (size, k).
         products: probes, one product each, at least 2.
 
-    >>> import torch
     >>> a = torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(1)); a = a @ a.T
     >>> class Matrix:
     ...     size, dtype, device = 300, torch.float64, torch.device("cpu")
@@ -30,3 +32,11 @@ def deflated_trace(operator: Operator, values: Tensor, vectors: Tensor, products
     True
     """
     return spectral_sum(values, rules(operator, vectors, products, 1, seed), lambda nodes: nodes)
+
+
+def quadratic_trace(form: Callable[[Tensor], float], vectors: Tensor, probes: int, seed: int = 0) -> Estimate:
+    """`deflated_trace` of a matrix A known by v -> v'Av alone, deflated by any directions (size, k): k + probes forms."""
+    generator, known = torch.Generator().manual_seed(seed), orthonormal(vectors)
+    exact = torch.tensor([sum(form(q) for q in known)], dtype=torch.float64)
+    samples = [[form(random_signs(known, generator))] for _ in range(probes)]
+    return combined(exact, torch.tensor(samples, dtype=torch.float64))

@@ -7,6 +7,7 @@ import matplotlib
 from eqbench.leaderboard import Board
 from eqbench.plots import (
     circuits,
+    density,
     emergence,
     emergence_by_layer,
     families,
@@ -35,6 +36,7 @@ DRAWINGS = {
     "circuits": circuits,
     "families": families,
     "spectrum": spectrum,
+    "density": density,
 }
 EMPTY = "No finished cells hold the numbers of the figure"
 FIGURES: dict[str, str] = {name: drawing.CAPTION for name, drawing in DRAWINGS.items()}

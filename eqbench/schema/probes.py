@@ -133,13 +133,16 @@ class Consistency(Resampled):
 
 @dataclass
 class Spectrum(Probe):
-    """conf/probe/spectrum.yaml: extreme eigenvalues and trace of the Hessian of the mean loss."""
+    """conf/probe/spectrum.yaml: extreme eigenvalues, sums and density of the loss Hessian's spectrum."""
 
+    version: ClassVar[int] = 2
     split: Split = Split.train
-    top: int = 5  # eigenvalues by value
+    top: int = 10  # eigenvalues by value, and by magnitude
     tolerance: float = 1e-3  # largest |Hv - lambda v| / |lambda|
     max_products: int = 80  # Hessian products that Lanczos may use
-    trace_products: int = 30  # Hessian products of the deflated trace estimate
+    trace_products: int = 16  # random probes of the trace and of |H|
+    density_probes: int = 4  # of them, those that the density is made of
+    density_steps: int = 16  # Hessian products of each
     micro_batch: int = 256  # images whose graph is held at once
 
     def __post_init__(self) -> None:
@@ -150,6 +153,13 @@ class Spectrum(Probe):
             self.max_products >= self.top + 2, "max_products", f"at least top + 2 = {self.top + 2}", self.max_products
         )
         require(self.trace_products >= 3, "trace_products", "at least 3", self.trace_products)
+        require(
+            2 <= self.density_probes <= self.trace_products,
+            "density_probes",
+            "in 2..trace_products",
+            self.density_probes,
+        )
+        require(3 <= self.density_steps <= 1000, "density_steps", "in 3..1000", self.density_steps)
         require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
 
 
