@@ -44,6 +44,9 @@ FIGURES = [
     "families",
     "spectrum",
     "density",
+    "sharpness",
+    "slices",
+    "surfaces",
 ]
 
 

@@ -42,7 +42,7 @@ def suite(name: str = "demo", deep: bool = False) -> Plan:
     first, others = (
         (["orbit"], ["orbit", "spectrum"])
         if not deep
-        else ([p for p in schema.PROBES if p != "spectrum"], list(schema.PROBES))
+        else ([p for p, kind in schema.PROBES.items() if kind.kinds], list(schema.PROBES))
     )
     plan = Plan(name, schema.Pack.run, {}, ())
     for block, images in (
@@ -189,6 +189,27 @@ def _circuits(cell: Cell, rng: random.Random) -> dict[str, list[Any]]:
     return {"census": layers, "filters": families, "tuning": tuning}
 
 
+def _slices(cell: Cell, rng: random.Random) -> dict[str, list[Any]]:
+    """A valley: bowls along lines and on the plane, flat orbits, and ways to other weights over a hill or none."""
+    low, high = (0.1, 2.3) if cell.state != "init" else (2.3, 2.4)
+    times = [k / 5 - 1 for k in range(11)]
+    bowls = [[low + rng.uniform(1, 4) * t * t for t in times] for _ in range(4)]
+    hills = {("init", "as it is"): 0.1, ("init", "matched"): 0.1, ("init", "random"): 1.0}
+    hills |= {("s1", "as it is"): 1.5, ("s1", "matched"): 0.5, ("s1", "random"): 1.6}
+    paths = [
+        {"to": to, "order": order, "losses": [low + (high - low) * (k / 10) * (to == "init") + 4 * hill * k / 10 * (1 - k / 10)
+                                              for k in range(11)]}
+        for (to, order), hill in hills.items() if to != "init" or cell.state != "init"
+    ]  # fmt: skip
+    return {
+        "lines": [{"times": times, "losses": bowl} for bowl in bowls[:2]],
+        "surface": [[low + 2 * s * s + rng.uniform(1, 1.1) * t * t for t in times] for s in times],
+        "eigenvectors": [{"times": times, "losses": bowls[2], "curvature": 2.0}],
+        "orbits": [{"family": "S4", "times": times, "losses": [low] * 11, "random": bowls[3]}],
+        "paths": paths,
+    }
+
+
 def make(plan: Plan, cell: Cell) -> Result:
     """One finished cell."""
     rng = random.Random(_sha(cell.model, cell.seed, cell.state, cell.group))
@@ -200,6 +221,8 @@ def make(plan: Plan, cell: Cell) -> Result:
         metrics = _orbit(cell, labels, rng)
     elif cell.probe == "spectrum":
         metrics, curves = _spectrum(cell, rng)
+    elif cell.probe == "slices":
+        curves = _slices(cell, rng)
     elif cell.probe == "sweep":
         curves = _sweep(cell, rng)
     elif cell.probe == "consistency":

@@ -8,6 +8,8 @@ from eqbench.metrics.emergence import EMERGENCE
 from eqbench.metrics.ladder import LADDER
 from eqbench.metrics.lie import LIE
 from eqbench.metrics.orbit import ORBIT
+from eqbench.metrics.sharpness import SHARPNESS
+from eqbench.metrics.slices import SLICES
 from eqbench.metrics.spectrum import SPECTRUM
 from eqbench.metrics.sweep import SWEEP
 
@@ -16,5 +18,5 @@ __all__ = ["METRICS", "Metric"]
 # In the order of the page.
 METRICS: dict[str, Metric] = {
     metric.name: metric
-    for metric in (*ORBIT, *LADDER, *EMERGENCE, *CIRCUITS, *ABLATION, *LIE, *SWEEP, *CONSISTENCY, *SPECTRUM)
+    for metric in (*ORBIT, *LADDER, *EMERGENCE, *CIRCUITS, *ABLATION, *LIE, *SWEEP, *CONSISTENCY, *SPECTRUM, *SHARPNESS, *SLICES)
 }

@@ -15,7 +15,10 @@ from eqbench.plots import (
     layers,
     lie,
     lie_by_layer,
+    sharpness,
+    slices,
     spectrum,
+    surfaces,
     sweep,
     tradeoff,
 )
@@ -37,6 +40,9 @@ DRAWINGS = {
     "families": families,
     "spectrum": spectrum,
     "density": density,
+    "sharpness": sharpness,
+    "slices": slices,
+    "surfaces": surfaces,
 }
 EMPTY = "No finished cells hold the numbers of the figure"
 FIGURES: dict[str, str] = {name: drawing.CAPTION for name, drawing in DRAWINGS.items()}

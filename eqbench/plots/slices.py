@@ -12,10 +12,11 @@ from eqbench.plots.sharpness import finished
 from eqbench.results import Result
 
 MODELS = 4  # rows, at most
+ORBITS = 4  # of each model, at most: those beside which random lines rise most
 CAPTION = (
     "The loss of the first seed's trained weights along random filter-normalised lines, along symmetry orbits (dotted: random lines of "
     "the same lengths), along the top eigenvectors (dotted: the parabola of their eigenvalue), and on the ways to another seed's and "
-    "to the initial weights. At most four models; losses are cut off five nats above the lowest."
+    "to the initial weights. At most four models and orbits; losses are cut off five nats above the lowest."
 )
 ORDERS = {"as it is": ("#4D4D4D", "-"), "matched": (PALETTE[1], "-"), "random": ("#999999", ":")}
 COLUMNS = (
@@ -66,13 +67,18 @@ def _lines(axes: Axes, result: Result, gid: str, said: str, titles: Titles) -> b
 
 
 def _orbits(axes: Axes, result: Result, gid: str, said: str, titles: Titles) -> bool:
-    entries = result.curves.get("orbits", [])
+    entries = sorted(result.curves.get("orbits", []), key=_height, reverse=True)[:ORBITS]
     for k, one in enumerate(entries):
         colour = PALETTE[k % len(PALETTE)]
         _line(axes, one["times"], one["losses"], f"{gid}-{k}", f"{said}, orbit {one['family']}", titles, color=colour)
         _line(axes, one["times"], one["random"], f"{gid}-{k}-random", f"{said}, as far as {one['family']}", titles,
               color=colour, linestyle=":")  # fmt: skip
     return _finish(axes, [*entries, *({"losses": one["random"]} for one in entries)])
+
+
+def _height(orbit: dict[str, Any]) -> float:
+    """How high the random line beside an orbit goes."""
+    return max((v for v in orbit["random"] if v is not None), default=0.0)
 
 
 def _eigen(axes: Axes, result: Result, gid: str, said: str, titles: Titles) -> bool:

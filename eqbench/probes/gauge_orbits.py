@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Unsupported
 from eqbench.probes.directions import on_support
+from eqbench.probes.losses import image_losses
 from eqbench.results import Measure
 from eqbench.symmetries.dataflow import trace
 from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, propose
@@ -48,9 +50,14 @@ def along_orbits(objective: Objective) -> list[GaugeOrbit]:
         orbit = [objective.flat((named | curve(named, theta.new_tensor(t))).values()) for t in times]
         u = on_support(orbit[-1] - theta, 0)
         lengths = [float((moved - theta).norm()) * np.sign(t) for moved, t in zip(orbit, times, strict=True)]
-        random = [objective.value(theta + length * u) for length in lengths]
-        found.append(GaugeOrbit(family, times, [objective.value(moved) for moved in orbit], random))
+        random = [_loss(objective, theta + length * u) for length in lengths]
+        found.append(GaugeOrbit(family, times, [_loss(objective, moved) for moved in orbit], random))
     return found
+
+
+def _loss(objective: Objective, theta: Tensor) -> float:
+    """L(theta) from logits in the network's dtype, but in float64 from there on, so that rounding of one loss is not lost."""
+    return float(image_losses(objective, theta).mean())
 
 
 def _confirmed(objective: Objective) -> list[Symmetry]:
@@ -63,7 +70,7 @@ def _confirmed(objective: Objective) -> list[Symmetry]:
 
 def orbit_rise(objective: Objective, orbits: list[GaugeOrbit]) -> Measure:
     """The largest |L(T_t th) - L(th)|, with that of the random lines as its null."""
-    middle = objective.value()
+    middle = _loss(objective, objective.theta)
 
     def largest(losses: list[list[float]]) -> float:
         return float(np.abs(np.array(losses) - middle).max())

@@ -163,6 +163,65 @@ class Spectrum(Probe):
         require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
 
 
+@dataclass
+class Sharpness(Resampled):
+    """conf/probe/sharpness.yaml: how far the loss rises around the weights, after gauge balancing."""
+
+    images: int = 64
+    split: Split = Split.train
+    steps: int = 20  # of the ascent to the worst perturbation, at most
+    sam_radius: float = 0.05  # |d|; everything is measured at half, one and twice its radius
+    adaptive_radius: float = 0.5  # |d / th|
+    adaptive_max_radius: float = 0.002  # max |d / th|
+    average_radius: float = 0.1  # standard deviation of d / th
+    directions: int = 8  # random directions of the average, each with both signs
+    normalise_logits: bool = False  # divide each image's logits by their standard deviation first
+    kink_images: int = 32  # images of the kink ratio
+    kink_directions: int = 6  # random directions of the kink ratio
+    micro_batch: int = 256  # images whose graph is held at once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(5 <= self.steps <= 1000, "steps", "in 5..1000", self.steps)
+        for key in ("sam_radius", "adaptive_radius", "adaptive_max_radius", "average_radius"):
+            require(0 < getattr(self, key) <= 100, key, "in (0, 100]", getattr(self, key))
+        for key in ("directions", "kink_directions"):
+            require(2 <= getattr(self, key) <= 1000, key, "in 2..1000", getattr(self, key))
+        require(2 <= self.kink_images <= self.images, "kink_images", "in 2..images", self.kink_images)
+        require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
+
+
+@dataclass
+class Slices(Resampled):
+    """conf/probe/slices.yaml: the loss along lines, planes, orbits and interpolations between weights."""
+
+    compares: ClassVar[bool] = True
+    images: int = 64
+    split: Split = Split.train
+    directions: int = 4  # random filter-normalised directions
+    points: int = 11  # of a line, odd: the middle one is the weights
+    span: float = 1.0  # half a line's length, in norms of the filters
+    grid: int = 11  # points of a side of the surface, odd; 0: no surface
+    eigenvectors: int = 2  # of the largest eigenvalues; 0: none
+    max_products: int = 40  # Hessian products that finding them may take
+    path_points: int = 11  # of an interpolation, both ends with it
+    micro_batch: int = 256  # images whose graph is held at once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(2 <= self.directions <= 100, "directions", "in 2..100", self.directions)
+        require(5 <= self.points <= 201 and self.points % 2 == 1, "points", "odd, in 5..201", self.points)
+        require(0 < self.span <= 10, "span", "in (0, 10]", self.span)
+        require(
+            self.grid == 0 or (5 <= self.grid <= 51 and self.grid % 2 == 1), "grid", "0, or odd in 5..51", self.grid
+        )
+        require(0 <= self.eigenvectors <= 10, "eigenvectors", "in 0..10", self.eigenvectors)
+        most = self.eigenvectors + 2
+        require(self.max_products >= most, "max_products", f"at least eigenvectors + 2 = {most}", self.max_products)
+        require(3 <= self.path_points <= 101, "path_points", "in 3..101", self.path_points)
+        require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
+
+
 PROBES: dict[str, type[Probe]] = {
     "orbit": Orbit,
     "circuits": Circuits,
@@ -171,4 +230,6 @@ PROBES: dict[str, type[Probe]] = {
     "sweep": Sweep,
     "consistency": Consistency,
     "spectrum": Spectrum,
+    "sharpness": Sharpness,
+    "slices": Slices,
 }
