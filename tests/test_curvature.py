@@ -333,13 +333,12 @@ def test_probe_against_the_dense_hessian():
     assert metrics["trace"].lo <= float(values.sum()) <= metrics["trace"].hi
     assert metrics["loss"].value == pytest.approx(float(cross_entropy(module(x), y).detach()))
     assert metrics["loss"].null == pytest.approx(math.log(4))
-    assert result.curves["eigenvalues"] == pytest.approx(values.flip(0)[:5].tolist(), rel=1e-8)
+    assert result.curves["eigenvalues"] == pytest.approx(values.flip(0)[:10].tolist(), rel=1e-4)
     assert result.cost["hvps"] > 0
 
 
-def test_probe_without_labels_or_derivatives_is_skipped():
+def test_probe_without_derivatives_is_skipped():
     module, x, y = build("mlp-layernorm")
-    assert "labels" in eqbench.probe("spectrum", module, x).reason
     features = eqbench.probe("spectrum", nn.Sequential(nn.Conv2d(3, 4, 3).double()), x, y)
     assert (features.status, "expected logits" in features.reason) == (Status.skipped, True)
 
@@ -359,7 +358,7 @@ def test_probe_without_labels_or_derivatives_is_skipped():
 
 def test_micro_batches_do_not_change_the_answer():
     module, x, y = build("conv-batchnorm-relu")
-    conf = Spectrum(images=20, top=2, tolerance=1e-8, trace_products=5, max_products=100)
+    conf = Spectrum(images=20, top=2, tolerance=1e-8, trace_products=5, density_probes=3, max_products=100)
     whole = spectrum.run(tensor_subject(module, x, y), None, None, conf).metrics
     conf.micro_batch = 6
     parts = spectrum.run(tensor_subject(module, x, y), None, None, conf).metrics

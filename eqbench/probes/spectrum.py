@@ -47,7 +47,7 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Spec
     )
     found = rules(operator, pairs.vectors, conf.density_probes, conf.density_steps)
     rest = rules(operator, pairs.vectors, conf.trace_products - conf.density_probes, 1, seed=1)
-    halves = _halves(objective, pairs, labelled)
+    halves = _halves(objective, pairs, labelled, min(20, conf.max_products))
     metrics = {
         "lambda_max": _ritz(pairs, 0, objective.images, conf),
         "lambda_max_sampling": _sampling(halves, pairs),
@@ -142,7 +142,7 @@ def _density(pairs: Eigenpairs, found: list[Rule], size: int) -> dict[str, list[
     return {"density_nodes": nodes[order].tolist(), "density_weights": (shares / shares.sum())[order].tolist()}
 
 
-def _halves(objective: Objective, pairs: Eigenpairs, labelled: bool) -> list[Eigenpairs]:
+def _halves(objective: Objective, pairs: Eigenpairs, labelled: bool, max_products: int) -> list[Eigenpairs]:
     """The largest eigenpair on either half of the images, from the whole's."""
     return [
         extreme_eigenpairs(
@@ -150,7 +150,7 @@ def _halves(objective: Objective, pairs: Eigenpairs, labelled: bool) -> list[Eig
             1,
             smallest=0,
             tolerance=HALVES_TOLERANCE,
-            max_products=20,
+            max_products=max_products,
             start=pairs.vectors[:, 0],
             seed=1,
         )
