@@ -43,6 +43,7 @@ FIGURES = [
     "circuits",
     "families",
     "spectrum",
+    "certificate",
     "density",
     "sharpness",
     "slices",

@@ -12,11 +12,12 @@ from eqbench.metrics.sharpness import SHARPNESS
 from eqbench.metrics.slices import SLICES
 from eqbench.metrics.spectrum import SPECTRUM
 from eqbench.metrics.sweep import SWEEP
+from eqbench.metrics.symmetries import SYMMETRIES
 
 __all__ = ["METRICS", "Metric"]
 
 # In the order of the page.
 METRICS: dict[str, Metric] = {
     metric.name: metric
-    for metric in (*ORBIT, *LADDER, *EMERGENCE, *CIRCUITS, *ABLATION, *LIE, *SWEEP, *CONSISTENCY, *SPECTRUM, *SHARPNESS, *SLICES)
+    for metric in (*ORBIT, *LADDER, *EMERGENCE, *CIRCUITS, *ABLATION, *LIE, *SWEEP, *CONSISTENCY, *SPECTRUM, *SYMMETRIES, *SHARPNESS, *SLICES)
 }

@@ -6,6 +6,7 @@ import matplotlib
 
 from eqbench.leaderboard import Board
 from eqbench.plots import (
+    certificate,
     circuits,
     density,
     emergence,
@@ -39,6 +40,7 @@ DRAWINGS = {
     "circuits": circuits,
     "families": families,
     "spectrum": spectrum,
+    "certificate": certificate,
     "density": density,
     "sharpness": sharpness,
     "slices": slices,

@@ -28,11 +28,12 @@ from eqbench.schema.probes import (
     Slices,
     Spectrum,
     Sweep,
+    Symmetries,
 )
 
 __all__ = [
     "CONTINUOUS", "FINITE", "PROBES", "UNGROUPED", "Ablation", "Block", "Circuits", "Consistency", "Data", "DataKind", "Group", "Lie", "Main",
-    "Model", "Orbit", "Pack", "Probe", "Sharpness", "Slices", "Source", "Spectrum", "Split", "Suite", "Sweep", "Train", "check_placebo",
+    "Model", "Orbit", "Pack", "Probe", "Sharpness", "Slices", "Source", "Spectrum", "Split", "Suite", "Sweep", "Symmetries", "Train", "check_placebo",
 ]  # fmt: skip
 
 # Keyword arguments of timm.create_model that would load weights behind the card's back, or give no logits.

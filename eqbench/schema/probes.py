@@ -222,6 +222,24 @@ class Slices(Resampled):
         require(self.micro_batch >= 2, "micro_batch", "at least 2", self.micro_batch)
 
 
+@dataclass
+class Symmetries(Probe):
+    """conf/probe/symmetries.yaml: the certificate of the weights' symmetries; its identities hold for any classes."""
+
+    images: int = 16
+    split: Split = Split.train
+    exact_images: int = 2  # the first, on which identities are checked in float64
+    curvature_images: int = 16  # the first, on which curvature is measured in float32, if there are as many
+    batch_statistics: bool = False  # batch norms as in training
+    micro_batch: int = 16  # images whose graph is held at once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(2 <= self.exact_images <= self.images, "exact_images", "in 2..images", self.exact_images)
+        require(self.curvature_images >= 2, "curvature_images", "at least 2", self.curvature_images)
+        require(self.micro_batch >= self.exact_images, "micro_batch", "at least exact_images", self.micro_batch)
+
+
 PROBES: dict[str, type[Probe]] = {
     "orbit": Orbit,
     "circuits": Circuits,
@@ -230,6 +248,7 @@ PROBES: dict[str, type[Probe]] = {
     "sweep": Sweep,
     "consistency": Consistency,
     "spectrum": Spectrum,
+    "symmetries": Symmetries,
     "sharpness": Sharpness,
     "slices": Slices,
 }

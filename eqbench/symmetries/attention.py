@@ -68,7 +68,7 @@ class Pair:
             now = theta | moved
             return moved | self.right.put(now, torch.matrix_exp(-t * z_) @ self.right.get(now))
 
-        return Symmetry(self.family, self.name, curve, (*self.left.names, *self.right.names))
+        return Symmetry(self.family, self.name, curve, (*self.left.names, *self.right.names), origin=self)
 
     def random(self, source: torch.Generator) -> Symmetry:
         heads, d = self.left.index.shape

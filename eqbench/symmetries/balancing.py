@@ -58,11 +58,25 @@ def confirmed(module: nn.Module, x: Tensor) -> tuple[list[Rescaling], list[Pair]
     labels = torch.zeros(len(x[:2]), dtype=torch.long, device=x.device)
     exact = beside(Objective(module, [(x[:2], labels)]))
     source = torch.Generator().manual_seed(0)
-    channels = {rescalings.random(one, source): one for one in rescalings.find(flow) if one.family != "C0"}
-    heads = {one.random(source): one for one in attention.pairs(flow)}
-    verdict = confirm(exact, [*channels, *heads])
-    kept = set(verdict.confirmed)
-    return [one for s, one in channels.items() if s in kept], [one for s, one in heads.items() if s in kept]
+    channels = [rescalings.random(one, source) for one in rescalings.find(flow) if one.family != "C0"]
+    heads = [one.random(source) for one in attention.pairs(flow)]
+    found = [one.origin for one in confirm(exact, [*channels, *heads]).confirmed]
+    return [one for one in found if isinstance(one, Rescaling)], [one for one in found if isinstance(one, Pair)]
+
+
+def imbalance(module: nn.Module, instance: Rescaling | Pair) -> Tensor:
+    """|in - out| / (in + out) of the charges of each channel, or each head: 0 once balanced, at most 1.
+
+    The charge in - out is conserved by gradient flow, and one step of gradient descent changes it by eta^2 g'A g alone:
+    |in_c|^2 - |out_c|^2 for a channel that can be rescaled, LL' - RR' (Frobenius norms) for a pair of attention.
+    """
+    theta = {name: p.detach().double().cpu() for name, p in module.named_parameters()}
+    if isinstance(instance, Pair):
+        grams = [side @ side.mT for side in (instance.left.get(theta), instance.right.get(theta))]
+        return (grams[0] - grams[1]).norm(dim=(1, 2)) / sum(gram.norm(dim=(1, 2)) for gram in grams).clamp(min=1e-300)
+    written, read = charges(_blocks(theta, instance.layers), torch.zeros(instance.size, dtype=torch.float64))
+    own = instance.classes
+    return (written[own] - read[own]).abs() / (written[own] + read[own]).clamp(min=1e-300)
 
 
 @dataclass(eq=False)

@@ -89,6 +89,7 @@ class Dataflow:
 
     Attributes:
         attentions: queries and keys. values: codes (heads, d) of what attention averages over positions.
+        shapes: of the parameters.
     """
 
     nodes: list[Node]
@@ -96,6 +97,7 @@ class Dataflow:
     attentions: list[Attention]
     values: list[Tensor]
     logits: Use
+    shapes: dict[str, torch.Size]
 
     def owner(self, code: int) -> Node:
         """The node that writes this channel."""
@@ -141,7 +143,8 @@ def trace(module: nn.Module, x: Tensor) -> Dataflow:
     for node in tracer.nodes:  # a parameter that serves twice is changed nowhere
         if any(counts.get(name or "", 0) > 1 for name in (node.weight, node.bias)):
             node.kind = "opaque"
-    return Dataflow(tracer.nodes, tracer.uses, tracer.attentions, tracer.averaged, logits)
+    shapes = {name: p.shape for name, p in module.named_parameters()}
+    return Dataflow(tracer.nodes, tracer.uses, tracer.attentions, tracer.averaged, logits, shapes)
 
 
 @dataclass(eq=False)

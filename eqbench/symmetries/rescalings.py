@@ -69,7 +69,7 @@ class Rescaling:
             return moved
 
         names = tuple(n for layer in self.layers for n in (layer.node.weight, layer.node.bias) if n)
-        return Symmetry(self.family, self.name, curve, names)
+        return Symmetry(self.family, self.name, curve, names, origin=self)
 
 
 def find(flow: Dataflow) -> list[Rescaling]:

@@ -22,6 +22,7 @@ class Symmetry:
         names: the parameters that it moves.
         null: dimensions of the exact null space of the Hessian that instances of this kind span; 0 if none is exact.
         shift: the logits change by one number for all classes.
+        origin: of which this is a random element, if its members can be balanced.
     """
 
     family: str
@@ -30,6 +31,7 @@ class Symmetry:
     names: tuple[str, ...]
     null: int = 0
     shift: bool = False
+    origin: object = None
 
 
 @dataclass
@@ -106,8 +108,6 @@ def confirm(objective: Objective, proposed: Sequence[Symmetry]) -> Verdict:
     verdict = Verdict()
 
     def settle(some: Sequence[Symmetry]) -> None:
-        if not some:
-            return
         found = change(objective, some)
         if found <= TOLERANCE:
             verdict.confirmed.extend(some)

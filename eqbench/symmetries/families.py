@@ -1,0 +1,65 @@
+"""The families of continuous symmetries by number, and the proposal of their instances from a network's data flow."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from eqbench.symmetries import affine, attention, dataflow, rescalings, scales, shifts
+from eqbench.symmetries.transformations import Symmetry
+
+FAMILIES = {
+    "S1": "softmax shift",
+    "S2": "key bias",
+    "S3": "layer-norm shift",
+    "S4": "norm to linear gauge",
+    "S5": "bias translation",
+    "S6": "query-key basis",
+    "S7": "value-output basis",
+    "S8": "ReLU pair rescaling",
+    "S9": "scale before batch norm",
+    "S10": "batch-norm gauge",
+    "S11": "stream scale",
+    "S12": "scale before layer norm",
+    "S13": "gate rescaling",
+}
+CONTROL = "C0"  # what is no symmetry: rescaling through a bend that is not homogeneous, or without its counterpart
+NULL = ("S1", "S2", "S3")  # translations: their directions are null vectors of the Hessian anywhere
+BUT_FOR_EPS = ("S9", "S11", "S12")  # exact once the norms' eps is negligible
+
+
+def propose(module: nn.Module, flow: dataflow.Dataflow, seed: int = 0) -> list[Symmetry]:
+    """One instance, with a random element, of every family at every place where the data flow suggests it.
+
+    Batch norms that keep running statistics have S10, those that use the batch's own have S9.
+    """
+    source = torch.Generator().manual_seed(seed)
+    own_statistics = any(node.kind == "batch_norm" and node.statistics is None for node in flow.nodes)
+    buffers = {name: b.detach().cpu() for name, b in module.named_buffers()}
+    found = [
+        *shifts.softmax_shifts(flow, source),
+        *attention.key_biases(flow, source),
+        *shifts.norm_shifts(flow, source),
+        *(rescalings.random(one, source) for one in rescalings.find(flow)),
+        *affine.bias_translations(flow, source),
+        *(pair.random(source) for pair in attention.pairs(flow)),
+        *(affine.batch_norm_scales(flow, source) if own_statistics else affine.batch_norm_gauge(flow, buffers, source)),
+        *scales.stream_scales(flow, source),
+    ]
+    known = set(flow.shapes)
+    return [one for one in found if set(one.names) <= known]
+
+
+def control(flow: dataflow.Dataflow, proposed: list[Symmetry], seed: int = 1) -> list[Symmetry]:
+    """What the checks must refuse: rescaling through GELU and its like, or where there is none, of the writers alone.
+
+    First-order residuals are small for the former, second-order ones are not.
+    """
+    bent = [one for one in proposed if one.family == CONTROL]
+    if bent:
+        return bent
+    source, found = torch.Generator().manual_seed(seed), []
+    for one in rescalings.find(flow):
+        writers = [replace(layer, reads=None) for layer in one.layers if layer.node.name == one.name]
+        found.append(rescalings.random(replace(one, family=CONTROL, layers=writers), source))
+    return found
