@@ -45,6 +45,7 @@ FIGURES = [
     "spectrum",
     "certificate",
     "density",
+    "group_landscape",
     "sharpness",
     "slices",
     "surfaces",

@@ -5,6 +5,7 @@ from eqbench.metrics.base import Metric
 from eqbench.metrics.circuits import CIRCUITS
 from eqbench.metrics.consistency import CONSISTENCY
 from eqbench.metrics.emergence import EMERGENCE
+from eqbench.metrics.group_landscape import GROUP_LANDSCAPE
 from eqbench.metrics.ladder import LADDER
 from eqbench.metrics.lie import LIE
 from eqbench.metrics.orbit import ORBIT
@@ -19,5 +20,19 @@ __all__ = ["METRICS", "Metric"]
 # In the order of the page.
 METRICS: dict[str, Metric] = {
     metric.name: metric
-    for metric in (*ORBIT, *LADDER, *EMERGENCE, *CIRCUITS, *ABLATION, *LIE, *SWEEP, *CONSISTENCY, *SPECTRUM, *SYMMETRIES, *SHARPNESS, *SLICES)
+    for metric in (
+        *ORBIT,
+        *LADDER,
+        *EMERGENCE,
+        *CIRCUITS,
+        *ABLATION,
+        *LIE,
+        *SWEEP,
+        *CONSISTENCY,
+        *SPECTRUM,
+        *SYMMETRIES,
+        *GROUP_LANDSCAPE,
+        *SHARPNESS,
+        *SLICES,
+    )
 }

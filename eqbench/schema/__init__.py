@@ -26,6 +26,7 @@ from eqbench.schema.probes import (
     Probe,
     Sharpness,
     Slices,
+    GroupLandscape,
     Spectrum,
     Sweep,
     Symmetries,
@@ -33,7 +34,7 @@ from eqbench.schema.probes import (
 
 __all__ = [
     "CONTINUOUS", "FINITE", "PROBES", "UNGROUPED", "Ablation", "Block", "Circuits", "Consistency", "Data", "DataKind", "Group", "Lie", "Main",
-    "Model", "Orbit", "Pack", "Probe", "Sharpness", "Slices", "Source", "Spectrum", "Split", "Suite", "Sweep", "Symmetries", "Train", "check_placebo",
+    "GroupLandscape", "Model", "Orbit", "Pack", "Probe", "Sharpness", "Slices", "Source", "Spectrum", "Split", "Suite", "Sweep", "Symmetries", "Train", "check_placebo",
 ]  # fmt: skip
 
 # Keyword arguments of timm.create_model that would load weights behind the card's back, or give no logits.

@@ -240,6 +240,35 @@ class Symmetries(Probe):
         require(self.micro_batch >= self.exact_images, "micro_batch", "at least exact_images", self.micro_batch)
 
 
+@dataclass
+class GroupLandscape(Resampled):
+    """conf/probe/group_landscape.yaml: symmetry of weights, gradient, curvature and paths under a finite group."""
+
+    kinds: ClassVar[tuple[str, ...]] = (FINITE,)
+    images: int = 64
+    split: Split = Split.train
+    blocks: int = 16  # of images, over which gradients are bootstrapped
+    probes: int = 4  # random vectors of the commutator, each with a random permutation of channels as its null
+    tolerance: float = 1e-2  # largest |Hv - lambda v| / |lambda| of the top eigenvalue
+    max_products: int = 40  # Hessian products that Lanczos may use
+    trace_products: int = 8  # random probes of the trace
+    points: int = 7  # of each path
+    aligned_below: int = 8  # the aligned size is searched from this many pixels below the native size ...
+    aligned_above: int = 32  # ... to this many above it
+    micro_batch: int = 256  # images whose graph is held at once
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("blocks", "probes", "trace_products"):
+            require(2 <= getattr(self, key) <= 1000, key, "in 2..1000", getattr(self, key))
+        require(0 < self.tolerance < 1, "tolerance", "in (0, 1)", self.tolerance)
+        require(self.max_products >= 3, "max_products", "at least 3", self.max_products)
+        require(3 <= self.points <= 101, "points", "in 3..101", self.points)
+        for key in ("aligned_below", "aligned_above"):
+            require(0 <= getattr(self, key) <= 512, key, "in 0..512 px", getattr(self, key))
+        require(self.micro_batch >= 4, "micro_batch", "at least 4", self.micro_batch)
+
+
 PROBES: dict[str, type[Probe]] = {
     "orbit": Orbit,
     "circuits": Circuits,
@@ -249,6 +278,7 @@ PROBES: dict[str, type[Probe]] = {
     "consistency": Consistency,
     "spectrum": Spectrum,
     "symmetries": Symmetries,
+    "group_landscape": GroupLandscape,
     "sharpness": Sharpness,
     "slices": Slices,
 }
