@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -18,6 +19,9 @@ from eqbench.probes.kinks import kink_ratios
 from eqbench.probes.losses import image_losses, normalised_cross_entropy
 from eqbench.probes.sharpness import Kind, Place
 from eqbench.results import Status
+from eqbench.symmetries import balance
+from eqbench.symmetries.balancing import confirmed
+from eqbench.symmetries.transformations import compose
 
 
 def quadratic(n: int, seed: int):
@@ -230,6 +234,40 @@ def test_copies_of_one_network_with_other_gauges_are_equally_sharp_after_balanci
     assert ratios.max() / ratios.min() > 3, "wildly different before"
     relative = np.array([result.metrics["average_gauge_ratio"].value for result in found])
     assert relative.max() / relative.min() < 1.1, "relative changes do not see the scale of a channel"
+
+
+def regauged(net, x, seed: int):
+    """The same function, every channel that can be rescaled by a factor in [1/8, 8], and heads in another basis."""
+    channels, heads = confirmed(net, x)
+    generator = torch.Generator().manual_seed(seed)
+    moves = [one.random(generator) for one in heads]
+    for one in channels:
+        uniform = torch.rand(len(one.classes), generator=generator, dtype=torch.float64)
+        moves.append(one.curve(math.log(8) * (2 * uniform - 1)))
+    other = copy.deepcopy(net).double()
+    theta = {name: p.detach() for name, p in other.named_parameters()}
+    for name, moved in compose(moves)(theta, torch.ones((), dtype=torch.float64)).items():
+        theta[name].copy_(moved)
+    return other.to(x)
+
+
+@pytest.mark.parametrize(("name", "options"), [("test_resnet", {}), ("test_vit", {"img_size": 32})])
+def test_copies_of_timm_models_with_other_gauges_are_equally_sharp_after_balancing(name, options):
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=4, **options).eval()
+    x, y = torch.rand(16, 3, 32, 32), torch.randint(4, (16,))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+        copies = [net, regauged(net, x[:2], 0)]
+    before, after = [], []
+    for one in copies:
+        torch.testing.assert_close(one(x), net(x), rtol=1e-3, atol=1e-4)
+        for places, module in ((before, one), (after, balance(one, x[:2]))):
+            place = Place(Objective(module, [(x, y)]))
+            places.append([place.worst(kind, [0.005], 6)[0].mean() for kind in (Kind(False, 2), Kind(True, 2))])
+    assert np.ptp(after, axis=0) == pytest.approx(0, abs=5e-3 * np.min(after))
+    assert max(before)[0] / min(before)[0] > 1.5
 
 
 def test_without_balancing_the_copies_differ(monkeypatch):

@@ -1,5 +1,7 @@
 """The sharpness of every model before and after its weights are balanced, and how much of its curvature is in kinks (no torch)."""
 
+from collections.abc import Iterator
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -14,6 +16,7 @@ CAPTION = (
     "(hollow) and after (filled), and the kink ratio at three steps. Descriptors: none of them says that a model is better."
 )
 KINDS = {"sam": "SAM sharpness", "adaptive": "adaptive, ℓ2", "adaptive_max": "adaptive, ℓ∞", "average": "average case"}
+SHAPES = "v^s"
 STEPS = {"kink_ratio_small": "10⁻⁴", "kink_ratio_middle": "10⁻³", "kink_ratio": "10⁻²"}
 Found = dict[tuple[str, str], list[tuple[str, Result]]]  # (data, model) -> (seed, result)
 
@@ -52,24 +55,27 @@ def finished(board: Board, probe: str) -> Found:
     return dict(sorted(found.items()))
 
 
-def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: Titles) -> None:
-    metric = METRICS[f"{kind}_sharpness"]
+def _places(found: Found) -> Iterator[tuple[float, str, str, Result]]:
+    """(height, model, what to say of it, result) of every seed."""
     for i, ((data, model), results) in enumerate(found.items()):
         for j, (seed, result) in enumerate(results):
-            after = result.metrics[metric.name].value
-            ratio = result.metrics[f"{kind}_gauge_ratio"].value
-            if after is None or after <= 0:
-                continue
-            y = i + (j - (len(results) - 1) / 2) * 0.22
-            colour = colours[model]
-            if ratio is not None and ratio > 0:
-                axes.plot([after * ratio, after], [y, y], color=colour, linewidth=0.8, alpha=0.6, zorder=2)
-            for name, value in (("before", after * ratio if ratio else 0.0), ("after", after)):
-                if value > 0:
-                    gid = f"{kind}-{i}-{seed}-{name}"
-                    face = "white" if name == "before" else colour
-                    axes.scatter([value], [y], 20, edgecolor=colour, facecolor=face, gid=gid, zorder=3)
-                    titles[gid] = [f"{model} on {data}, {seed}, {name} balancing: {metric.symbol} = {value:.3g} nat"]
+            yield i + (j - (len(results) - 1) / 2) * 0.22, model, f"{model} on {data}, {seed}", result
+
+
+def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: Titles) -> None:
+    metric = METRICS[f"{kind}_sharpness"]
+    marks: dict[str, list[tuple[float, float, str, str]]] = {"before": [], "after": []}
+    for y, model, said, result in _places(found):
+        after, ratio = result.metrics[metric.name].value, result.metrics[f"{kind}_gauge_ratio"].value
+        if after is None or after <= 0:  # no place on a logarithmic axis
+            continue
+        values = {"after": after} | ({"before": after * ratio} if ratio is not None and ratio > 0 else {})
+        for name, value in values.items():
+            said_of = f"{said}, {name} balancing: {metric.symbol} = {value:.3g} nat"
+            marks[name].append((value, y, colours[model], said_of))
+        axes.hlines([y], min(values.values()), max(values.values()), colors=colours[model], linewidths=0.8, alpha=0.6)
+    for name, own in marks.items():
+        _scatter(axes, own, f"{kind}-{name}", titles, hollow=name == "before")
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(numticks=4) if high > 20 * low else MaxNLocator(3))
@@ -81,18 +87,33 @@ def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: 
 
 def _kinks(axes: Axes, found: Found, colours: dict[str, str], titles: Titles) -> None:
     axes.axvline(1, color="#bbbbbb", linewidth=2.5, zorder=1)
-    for i, ((data, model), results) in enumerate(found.items()):
-        for j, (seed, result) in enumerate(results):
-            y = i + (j - (len(results) - 1) / 2) * 0.22
-            for name, shape in zip(STEPS, "v^s", strict=True):
-                value = result.metrics[name].value
-                if value is not None:
-                    gid = f"{name}-{i}-{seed}"
-                    axes.scatter([value], [y], 20, color=colours[model], marker=shape, gid=gid, zorder=3)
-                    titles[gid] = [f"{model} on {data}, {seed}: kink ratio at {STEPS[name]} = {value:.4g}"]
+    for name, shape in zip(STEPS, SHAPES, strict=True):
+        marks = [
+            (value, y, colours[model], f"{said}: kink ratio at {STEPS[name]} = {value:.4g}")
+            for y, model, said, result in _places(found)
+            if (value := result.metrics[name].value) is not None
+        ]
+        _scatter(axes, marks, name, titles, marker=shape)
     axes.set_title("kink ratio", fontsize=8)
     axes.set_xlabel("bend / vᵀHv", fontsize=8)
 
 
+def _scatter(
+    axes: Axes,
+    marks: list[tuple[float, float, str, str]],
+    gid: str,
+    titles: Titles,
+    *,
+    marker: str = "o",
+    hollow: bool = False,
+) -> None:
+    """Marks (x, y, colour, title)."""
+    if marks:
+        x, y, colours, said = zip(*marks, strict=True)
+        faces = "white" if hollow else colours
+        axes.scatter(x, y, 20, marker=marker, edgecolor=colours, facecolor=faces, gid=gid, zorder=3)
+        titles[gid] = said
+
+
 def _step_marks() -> list[object]:
-    return [mark(shape, "#666666", f"ε = {step}") for shape, step in zip("v^s", STEPS.values(), strict=True)]
+    return [mark(shape, "#666666", f"ε = {step}") for shape, step in zip(SHAPES, STEPS.values(), strict=True)]
