@@ -42,6 +42,7 @@ format: .venv/.dev
 	$(BIN)/snakefmt Snakefile
 
 bench: .venv/.dev
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python tests/bench.py
 
 clean:

@@ -7,17 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import bench_curvature
 import timm
 import torch
-from curvlinops import HessianLinearOperator
+from bench_curvature import Row
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eqbench
 from eqbench.config import load_suite
-from eqbench.curvature.hessian import Hessian
-from eqbench.curvature.lanczos import extreme_eigenpairs
-from eqbench.curvature.objective import Objective, prepare
 from eqbench.features import Taps
 from eqbench.groups import get, get_finite
 from eqbench.probes import layers
@@ -30,7 +27,6 @@ from eqbench.schema import Orbit
 
 MODELS = ("resnet18", "vit_tiny_patch16_224", "convnext_atto")
 SIZE, BATCH = 224, 8
-Row = tuple[str, float, str, str, str]
 
 
 def seconds(work: Callable[[], object], runs: int = 5) -> float:
@@ -42,22 +38,6 @@ def seconds(work: Callable[[], object], runs: int = 5) -> float:
         work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def curvature(name: str, module: nn.Module) -> Iterator[Row]:
-    """A Hessian product against a gradient, and against curvlinops' on the same batch."""
-    x, y = torch.rand(BATCH, 3, SIZE, SIZE), torch.randint(1000, (BATCH,))
-    hessian = Hessian(Objective(module, [(x, y)]))
-    v = torch.randn(hessian.size)
-    v /= v.norm()
-    product, gradient = seconds(lambda: hessian @ v), seconds(hessian.objective.gradient)
-    reference = prepare(module)
-    with sdpa_kernel(SDPBackend.MATH):
-        parameters = [p for p in reference.parameters() if p.requires_grad]
-        operator = HessianLinearOperator(reference, nn.CrossEntropyLoss(), parameters, [(x, y)])
-        peer = seconds(lambda: operator @ v, 1)
-    yield f"hessian product, {name}", product / gradient, "gradients", "2.6", ""
-    yield f"hessian product, {name}", product / peer, "of the peer's time", "1.05", "curvlinops"
 
 
 def lie(name: str, module: nn.Module) -> Iterator[Row]:
@@ -112,15 +92,6 @@ def suite(name: str, module: nn.Module) -> Iterator[Row]:
     yield f"default equivariance suite, {name}", total, "forwards an image", "60", ""
 
 
-def lanczos() -> Iterator[Row]:
-    """Products that the top five and the smallest eigenvalue of a network at initialisation take."""
-    module = timm.create_model("test_convnext", num_classes=10)
-    x, y = torch.rand(128, 3, 32, 32), torch.randint(10, (128,))
-    hessian = Hessian(Objective(module, [(x, y)]))
-    assert extreme_eigenpairs(hessian, 5).converged
-    yield "top 5 and smallest, residual 1e-3, test_convnext", hessian.products, "products", "40", ""
-
-
 def planning() -> Iterator[Row]:
     """Composing a suite of 11,016 cells."""
     start = time.perf_counter()
@@ -134,10 +105,9 @@ def main() -> None:
     """Run every benchmark and write the table."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    rows = [*planning(), *lanczos()]
+    rows = [*planning(), *bench_curvature.rows()]
     for name in MODELS:
         module = timm.create_model(name).eval()
-        rows += curvature(name, module)
         rows += ladder(name, module)
         rows += lie(name, module)
         rows += suite(name, module)

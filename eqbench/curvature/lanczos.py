@@ -85,7 +85,10 @@ def extreme_eigenpairs(
     projected = torch.zeros(rows + block, rows + block, dtype=torch.float64)  # V'HV
     first = [_random(operator, generator) for _ in range(min(block, operator.size))]
     if start is not None:
-        first[0] = first[0] + (start / start.norm()).to(first[0])
+        near = (start / start.norm()).to(first[0])
+        first[0] = (
+            first[0] + torch.sign(first[0] @ near) * near
+        )  # an eigenvector's sign is arbitrary: it must not matter
     m, products, scale = 0, 0, 0.0  # basis vectors multiplied; scale: the largest |theta|
     count, drawn = _extend(basis, 0, first, 0.0, operator, generator)
     while True:
