@@ -18,7 +18,11 @@ CAPTION = (
     "the same lengths), along the top eigenvectors (dotted: the parabola of their eigenvalue), and on the ways to another seed's and "
     "to the initial weights. At most four models and orbits; losses are cut off five nats above the lowest."
 )
-ORDERS = {"as it is": ("#4D4D4D", "-"), "matched": (PALETTE[1], "-"), "random": ("#999999", ":")}
+ORDERS: dict[str, tuple[str, Any]] = {
+    "as it is": ("#4D4D4D", "-"),
+    "matched": (PALETTE[1], "-"),
+    "random": ("#999999", ":"),
+}
 COLUMNS = (
     "random lines",
     "symmetry orbits",

@@ -132,41 +132,36 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Shar
         raise Failed("the loss of an image is not finite")
 
     metrics: dict[str, Measure] = {}
-    curves: list[dict[str, object]] = []
-
-    def bootstrapped(name: str, rises: Array, null: float) -> Measure:
-        value, lo, hi = bootstrap(lambda w: w @ rises / w.sum(1), len(rises), conf.resamples, subject.clusters)
-        return Measure(value, lo, hi, len(rises), null=null, reason=None if math.isfinite(value) else OVERFLOW)
-
-    def ratio(unbalanced: Array, rises: Array) -> Measure:
-        value, lo, hi = bootstrap(
-            lambda w: (w @ unbalanced) / (w @ rises), len(rises), conf.resamples, subject.clusters
-        )
-        return Measure(value, lo, hi, len(rises), null=1.0, reason=None if math.isfinite(value) else OVERFLOW)
-
     for name, kind in WORST.items():
-        base = getattr(conf, name.replace("sharpness", "radius"))
-        radii = [base * multiple for multiple in MULTIPLES.values()]
+        radius = getattr(conf, name.replace("sharpness", "radius"))
+        radii = [radius * multiple for multiple in MULTIPLES.values()]
         rises = after.worst(kind, radii, conf.steps)
-        (unbalanced,) = before.worst(kind, [base], conf.steps)
-        for suffix, radius, rise in zip(MULTIPLES, radii, rises, strict=True):
-            metrics[name + suffix] = bootstrapped(name, rise, after.chance(kind, radius))
-        metrics[name.replace("sharpness", "gauge_ratio")] = ratio(unbalanced, rises[1])
-        curves.append(_curve(name, radii, [rise.mean() for rise in rises], unbalanced.mean()))
+        for suffix, radius_of, rise in zip(MULTIPLES, radii, rises, strict=True):
+            metrics[name + suffix] = _over_images(subject, conf, rise, null=after.chance(kind, radius_of))
+        (unbalanced,) = before.worst(kind, [radius], conf.steps)
+        metrics[name.replace("sharpness", "gauge_ratio")] = _over_images(subject, conf, unbalanced, rises[1], null=1.0)
 
-    radii = [conf.average_radius * multiple for multiple in MULTIPLES.values()]
-    means = [after.average(radius, conf.directions) for radius in radii]
-    unbalanced = before.average(conf.average_radius, conf.directions).mean(0)
+    means = [after.average(conf.average_radius * multiple, conf.directions) for multiple in MULTIPLES.values()]
     for suffix, rise in zip(MULTIPLES, means, strict=True):
         metrics[AVERAGE + suffix] = _over_directions(rise.mean(1), rise.shape[1])
-    metrics["average_gauge_ratio"] = ratio(unbalanced, means[1].mean(0))
-    curves.append(_curve(AVERAGE, radii, [rise.mean() for rise in means], unbalanced.mean()))
+    unbalanced = before.average(conf.average_radius, conf.directions).mean(0)
+    metrics["average_gauge_ratio"] = _over_images(subject, conf, unbalanced, means[1].mean(0), null=1.0)
 
-    kinks = kink_ratios(
-        Objective(balanced, plain.batches), conf.kink_images, conf.kink_directions, list(STEPS.values())
-    )
-    metrics |= dict(zip(STEPS, kinks, strict=True))
-    return Finding(metrics, {"sharpness": curves}, hvps=conf.kink_directions)
+    smooth = Objective(balanced, plain.batches)
+    kinks = kink_ratios(smooth, conf.kink_images, conf.kink_directions, list(STEPS.values()))
+    return Finding(metrics | dict(zip(STEPS, kinks, strict=True)), hvps=conf.kink_directions)
+
+
+def _over_images(subject: Subject, conf: Sharpness, rises: Array, over: Array | None = None, *, null: float) -> Measure:
+    """The mean rise, or its ratio to the mean of `over`, with its interval over images."""
+
+    def statistic(w: Array) -> Array:
+        return w @ rises / (w.sum(1) if over is None else w @ over)
+
+    value, lo, hi = bootstrap(statistic, subject.n, conf.resamples, subject.clusters)
+    known = np.isfinite(rises).all() and (over is None or np.isfinite(over).all())
+    reason = None if math.isfinite(value) else "the loss does not rise within this radius" if known else OVERFLOW
+    return Measure(value, lo, hi, subject.n, null=null, reason=reason)
 
 
 def _over_directions(samples: Array, images: int) -> Measure:
@@ -175,13 +170,3 @@ def _over_directions(samples: Array, images: int) -> Measure:
         return Measure(None, n=images, reason=OVERFLOW)
     half = float(stdtrit(len(samples) - 1, 0.975) * samples.std(ddof=1) / len(samples) ** 0.5)
     return Measure(float(samples.mean()), float(samples.mean()) - half, float(samples.mean()) + half, images)
-
-
-def _curve(name: str, radii: list[float], after: list[float], before: float) -> dict[str, object]:
-    """What the figure draws of one kind; numbers to 5 digits."""
-    return {
-        "metric": name,
-        "radii": radii,
-        "after": [float(f"{v:.5g}") for v in after],
-        "before": float(f"{before:.5g}"),
-    }
