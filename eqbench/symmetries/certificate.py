@@ -120,7 +120,9 @@ class Point:
         w = w / w.norm()
         hk, hw = along.hk.double() / along.k.double().norm(), (self.hessian @ w.to(along.k)).double()
         cross = float(w @ hk)
-        ritz = torch.linalg.eigvalsh(torch.tensor([[float(k @ hk), cross], [cross, float(w @ hw)]]))
+        ritz = torch.linalg.eigvalsh(
+            torch.tensor([[float(k @ hk), cross], [cross, float(w @ hw)]], dtype=torch.float64)
+        )
         return float(ritz[0]), float(ritz[1])
 
 
