@@ -7,12 +7,12 @@ prints the rows alone; without the `bench` extra installed, only curvlinops is c
 import functools
 import itertools
 import math
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -25,11 +25,12 @@ from torch.nn.functional import cross_entropy
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.lanczos import extreme_eigenpairs
 from eqbench.curvature.objective import Objective, prepare
-from eqbench.curvature.trace import deflated_trace
+from eqbench.curvature.trace import krylov_trace
 
 Row = tuple[str, float, str, str, str]
 Product = Callable[[Tensor], Tensor]
 ROUNDS, RMS, TOP, RESIDUAL = 5, 0.02, 10, 1e-3
+PROBES = 4  # of the trace's products, those that tell its error
 
 
 def ours(module: nn.Module, x: Tensor, y: Tensor) -> Product:
@@ -92,7 +93,7 @@ def products(name: str, images: int, size: int) -> Iterator[Row]:
     v = torch.randn(objective.size)
     v /= v.norm()
     with sdpa_kernel(SDPBackend.MATH):
-        works: dict[str, Callable[[], Any]] = {"gradient": objective.gradient}
+        works: dict[str, Callable[[], Any]] = {"gradient": functools.partial(_gradient, module, x, y)}
         works |= {tool: functools.partial(TOOLS[tool](module, x, y), v) for tool in ["eqbench", *installed()]}
         found = {tool: work() for tool, work in works.items()}
         seconds: dict[str, list[float]] = {tool: [] for tool in works}
@@ -112,6 +113,10 @@ def products(name: str, images: int, size: int) -> Iterator[Row]:
         yield f"{what}: disagreement", error, "", "", tool
 
 
+def _gradient(module: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(cross_entropy(module(x), y), list(module.parameters()))
+
+
 def memory(name: str, images: int, size: int) -> Iterator[Row]:
     """Peak memory of two products beyond the network's, a process a tool."""
     peaks = {}
@@ -127,12 +132,19 @@ def peak(tool: str, name: str, images: str, size: str) -> float:
     """MB that two products add to this process."""
     module, (x, y) = prepare(timm.create_model(name)), batch(int(images), int(size))
     v = torch.randn(sum(p.numel() for p in module.parameters()))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status("VmRSS")
     with sdpa_kernel(SDPBackend.MATH):
         product = TOOLS[tool](module, x, y)
         for _ in range(2):
             product(v)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return (_status("VmHWM") - before) / 1e3
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, in kB (Linux)."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0])
 
 
 def trained(module: nn.Module, steps: int = 150, images: int = 128) -> tuple[nn.Module, Tensor, Tensor]:
@@ -203,22 +215,19 @@ class Counted:
 def traces() -> Iterator[Row]:
     """Products until the root mean square error over 20 seeds is 2 %, on the dense Hessian of a small trained network."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 12, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
-                        nn.Flatten(), nn.Linear(48, 10))  # fmt: skip
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+                        nn.Flatten(), nn.Linear(32, 10))  # fmt: skip
     module, x, y = trained(net, 300)
     operator = Hessian(Objective(module, [(x, y)]).double())
     matrix = torch.stack([operator @ row for row in torch.eye(operator.size).double()])
     matrix = (matrix + matrix.T) / 2
     truth = float(matrix.trace())
 
-    def deflated(count: int, seed: int) -> tuple[float, int]:
+    def krylov(count: int, seed: int) -> tuple[float, int]:
         counted = Counted(matrix)
-        pairs = extreme_eigenpairs(counted, count // 4, smallest=0, max_products=count // 3, tolerance=1e-2, seed=seed)
-        return deflated_trace(
-            counted, pairs.values, pairs.vectors, max(2, count - counted.products), seed
-        ).value, counted.products
+        return krylov_trace(counted, count, PROBES, seed).value, counted.products
 
-    tools: dict[str, Callable[[int, int], tuple[float, int]]] = {"eqbench": deflated, **_peers_traces(matrix)}
+    tools: dict[str, Callable[[int, int], tuple[float, int]]] = {"eqbench": krylov, **_peers_traces(matrix)}
     needed = {tool: _needed(estimate, truth) for tool, estimate in tools.items()}
     best = min((tool for tool in needed if tool != "eqbench"), key=needed.__getitem__)
     what = f"trace to {RMS:.0%} rms over 20 seeds, trained CNN of {len(matrix)} parameters"

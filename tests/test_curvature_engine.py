@@ -19,7 +19,7 @@ from eqbench.curvature.guard import guard, silent
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.lanczos import extreme_eigenpairs
 from eqbench.curvature.objective import Objective, prepare
-from eqbench.curvature.trace import deflated_trace, quadratic_trace
+from eqbench.curvature.trace import deflated_trace, krylov_trace, quadratic_trace
 from eqbench.errors import Failed
 from eqbench.results import Status
 
@@ -361,6 +361,18 @@ def test_traces_from_products_and_from_forms_agree():
     form = quadratic_trace(lambda v: float(v @ matrix @ v), pairs.vectors, 10)
     assert form.value == pytest.approx(product.value, rel=1e-6)
     assert form.lo <= float(matrix.trace()) <= form.hi
+
+
+def test_trace_from_a_lanczos_basis_covers():
+    """92-98 % of 200 seeds, with a tenth of the error that as many plain probes have."""
+    operator = Dense(_spectrum(300))
+    truth = float(operator.matrix.trace())
+    found = [krylov_trace(operator, 24, 6, seed) for seed in range(200)]
+    assert operator.products == 200 * 24
+    assert 0.92 <= sum(e.lo <= truth <= e.hi for e in found) / 200 <= 0.98
+    plain = [deflated_trace(operator, torch.zeros(0), torch.zeros(300, 0).double(), 24, seed) for seed in range(50)]
+    rms = [sum((e.value - truth) ** 2 for e in estimates) / len(estimates) for estimates in (found, plain)]
+    assert rms[0] < 0.1 * rms[1]
 
 
 def test_probe_numbers_equal_the_dense_ones():

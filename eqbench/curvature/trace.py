@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eqbench.curvature.density import Estimate, combined, orthonormal, random_signs, rules, spectral_sum
-from eqbench.curvature.lanczos import Operator
+from eqbench.curvature.lanczos import Operator, orthogonalised
 
 
 def deflated_trace(operator: Operator, values: Tensor, vectors: Tensor, products: int, seed: int = 0) -> Estimate:
@@ -40,3 +40,26 @@ def quadratic_trace(form: Callable[[Tensor], float], vectors: Tensor, probes: in
     exact = torch.tensor([sum(form(q) for q in known)], dtype=torch.float64)
     samples = [[form(random_signs(known, generator))] for _ in range(probes)]
     return combined(exact, torch.tensor(samples, dtype=torch.float64))
+
+
+def krylov_trace(operator: Operator, products: int, probes: int, seed: int = 0) -> Estimate:
+    """The trace from so many products in all: exact on a Lanczos basis V, tr V'HV, and Hutchinson's for what is left.
+
+    Where no eigenvectors are known yet: V holds the outliers long before its Ritz pairs have converged, and the estimate
+    is unbiased for any V that does not depend on the probes.
+
+    Args:
+        products: of which `probes`, at least 2, are spent on the rest.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps = min(products - probes, operator.size)
+    basis = torch.empty(steps, operator.size, dtype=operator.dtype, device=operator.device)
+    w, inside = torch.randn(operator.size, generator=generator).to(basis), 0.0
+    for j in range(steps):
+        w = orthogonalised(w, basis[:j])
+        basis[j] = w / w.norm()
+        w = operator @ basis[j]
+        inside += float(w.double() @ basis[j].double())
+    rest = rules(operator, basis.T, probes, 1, seed)
+    samples = [[rule.mass * float(rule.weights @ rule.nodes)] for rule in rest]
+    return combined(torch.tensor([inside], dtype=torch.float64), torch.tensor(samples, dtype=torch.float64))
