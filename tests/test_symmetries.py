@@ -159,13 +159,13 @@ def test_what_the_architecture_breaks_is_refuted():
     module = timm.create_model("eva02_tiny_patch14_224", depth=1, img_size=56, num_classes=5)
     objective = beside(Objective(module, [(torch.rand(2, 3, 56, 56), torch.tensor([0, 1]))]))
     verdict = confirm(objective, found_in(objective)[1])
-    assert {"S5", "S6"} <= {one.family for one, _ in verdict.refuted}
+    assert "S6" in {one.family for one, _ in verdict.refuted}
     assert "S6" not in {one.family for one in verdict.confirmed}
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.RMSNorm(6), nn.Linear(6, 3)).double()
     objective = Objective(net, [(torch.rand(4, 3, 2, 2).double(), torch.arange(4) % 3)])
     verdict = confirm(objective, found_in(objective)[1])
     assert {one.family for one, _ in verdict.refuted} == {"S3"}
-    assert {one.family for one in verdict.confirmed} == {"S1", "S4"}
+    assert {one.family for one in verdict.confirmed} == {"S1", "S4", "S12"}
 
 
 def test_mutations_are_caught():

@@ -124,7 +124,7 @@ def _confirm(near: Objective, proposed: Sequence[Symmetry]) -> list[Row]:
 
 def _without_eps(objective: Objective) -> Objective:
     """The same with the eps of norms that follow their input negligible: beside it S9, S11 and S12 are exact."""
-    module = copy.deepcopy(objective.module)
+    module = copy.deepcopy(objective.module.train().eval())  # a cached attention bias cannot be copied
     for layer in module.modules():
         fixed = isinstance(layer, _BatchNorm) and layer.running_var is not None
         if isinstance(getattr(layer, "eps", None), float) and not fixed:
@@ -202,11 +202,11 @@ def _permuted(exact: Point) -> Measure:
     """
     objective = exact.objective
     try:
-        spaces = permutation.find_spaces(objective.module, objective.batches[0][0])
+        spaces = permutation.find_spaces(objective.module.train().eval(), objective.batches[0][0])
     except Unsupported as reason:
         return Measure(None, reason=str(reason))
     order = spaces.random(0)
-    there = Objective(permutation.apply(objective.module, order), objective.batches, objective.loss)
+    there = Objective(permutation.apply(objective.module.train().eval(), order), objective.batches, objective.loss)
 
     def permuted(v: Tensor) -> Tensor:
         moved = permutation.permute(objective.named(v), order)
