@@ -174,8 +174,8 @@ class Block:
 
     models: list[str] = MISSING
     data: str = MISSING
-    groups: list[str] = MISSING
     probes: list[str] = MISSING
+    groups: list[str] = field(default_factory=list)  # may be left out where no probe takes any
     seeds: int = 1  # s0, s1, ...; weights that are not trained here have one `final` (s0) and `seeds` times `init`
     states: list[str] = field(default_factory=lambda: ["init", "final"])
     images: int | None = None  # images a probe uses; None: the probe's own number
@@ -189,7 +189,7 @@ class Block:
             require(bool(canonical), "states", "init, final or epoch-NNN", state)
         for key in ("models", "groups", "probes", "states"):
             values = getattr(self, key)
-            require(bool(values), key, "at least one", values)
+            require(bool(values) or key == "groups", key, "at least one", values)
             require(len(set(values)) == len(values), key, "each named once", values)
 
 

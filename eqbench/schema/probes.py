@@ -142,7 +142,7 @@ class Spectrum(Probe):
     max_products: int = 80  # Hessian products that Lanczos may use
     trace_products: int = 16  # random probes of the trace and of |H|
     density_probes: int = 4  # of them, those that the density is made of
-    density_steps: int = 16  # Hessian products of each
+    density_steps: int = 24  # Hessian products of each
     micro_batch: int = 256  # images whose graph is held at once
 
     def __post_init__(self) -> None:
