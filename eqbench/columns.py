@@ -47,6 +47,7 @@ class Table:
 def tables(board: Board) -> list[Table]:
     """The board's rows as tables, in the order of the metrics that rank them; those without a group come last."""
     rows, alone = board.table, board.table["group"] == UNGROUPED
+    parts: list[tuple[Metric | None, pd.DataFrame]]
     parts = [(metric, rows[rows["ranked_by"] == name]) for name, metric in METRICS.items() if metric.rank]
     parts += [(None, rows[rows["ranked_by"].isna() & ~alone]), (None, rows[alone])]
     found = [(ranking, frame) for ranking, frame in parts if len(frame)]

@@ -210,6 +210,18 @@ def _slices(cell: Cell, rng: random.Random) -> dict[str, list[Any]]:
     }
 
 
+def _families(rng: random.Random) -> list[dict[str, Any]]:
+    """Two families found, one refuted somewhere, and the control."""
+    rows = [
+        {"family": family, "confirmed": 3, "refuted": 0, "null": null, "r1": rng.uniform(1, 9) * 1e-17,
+         "r2": rng.uniform(1, 9) * 1e-16, "r2_single": rng.uniform(1, 9) * 1e-7, "curvature": 0.0, "random": 0.2,
+         "pull": 0.1, "imbalance": 0.3}
+        for family, null in (("S1", 11), ("S4", 0))
+    ]  # fmt: skip
+    rows[1] |= {"refuted": 1, "refuted_at": "norm", "change": 1e-2}
+    return [*rows, {"family": "C0", "confirmed": 0, "refuted": 2, "null": 0, "r1": 1e-6, "r2": 0.2}]
+
+
 def make(plan: Plan, cell: Cell) -> Result:
     """One finished cell."""
     rng = random.Random(_sha(cell.model, cell.seed, cell.state, cell.group))
@@ -223,6 +235,8 @@ def make(plan: Plan, cell: Cell) -> Result:
         metrics, curves = _spectrum(cell, rng)
     elif cell.probe == "slices":
         curves = _slices(cell, rng)
+    elif cell.probe == "symmetries":
+        curves = {"families": _families(rng)}
     elif cell.probe == "sweep":
         curves = _sweep(cell, rng)
     elif cell.probe == "consistency":

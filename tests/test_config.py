@@ -34,14 +34,14 @@ def test_every_option_composes(kind, name):
 
 def test_the_demo_is_what_the_readme_says():
     plan = load_suite("demo")
-    assert len(plan.cells) == (3 * 8 + 2 + 2) + 4 * 2 * 2 * (4 + 3 + 2 + 2 + 1) + 4 * 2 * 2
+    assert len(plan.cells) == (3 * 7 + 2 + 1) + 4 * 2 * 2 * (4 + 3 + 2 + 2 + 1) + 4 * 2 * 2
     assert Cell("demo", "efficientnet_lite0", "s1", "final", "hflip", "orbit") not in plan.cells  # fetched once
     assert Cell("demo", "efficientnet_lite0", "s1", "init", "d4", "orbit") in plan.cells
     assert Cell("demo", "vit_digits", "s1", "final", "none", "spectrum") in plan.cells  # curvature has no group
     assert plan.data(Cell("demo", "vit_digits", "s1", "final", "none", "spectrum")) == "digits"
 
 
-@pytest.mark.parametrize(("pack", "parts"), [("run", 19), ("group", 154), ("cell", 236)])
+@pytest.mark.parametrize(("pack", "parts"), [("run", 19), ("group", 150), ("cell", 232)])
 def test_packing_changes_parts_not_cells(pack, parts):
     plan = load_suite("demo", [f"suite.demo.pack={pack}"])
     assert len(plan.parts) == parts
@@ -67,21 +67,22 @@ def test_groups_that_no_probe_takes_are_named(override, words):
         load_suite("demo", [override])
 
 
-def test_a_probe_that_compares_reads_other_weights(monkeypatch):
-    monkeypatch.setattr(schema.Spectrum, "compares", True)
-    plan = load_suite("demo", ["suite.demo.blocks.digits.seeds=3"])
+def test_a_probe_that_compares_reads_other_weights():
+    block = "suite.demo.blocks.digits_surfaces"
+    plan = load_suite("demo", [f"{block}.seeds=3", f"{block}.states=[init,final]"])
 
-    def others(seed, state, probe="spectrum"):
+    def others(seed, state, probe="slices"):
         return plan.others(Cell("demo", "vit_digits", seed, state, "none", probe))
 
     assert others("s0", "final") == {"init": ("s0", "init"), "s1": ("s1", "final")}
     assert others("s2", "final") == {"init": ("s2", "init"), "s0": ("s0", "final")}
     assert others("s1", "init") == {"s2": ("s2", "init")}
-    assert others("s0", "final", "orbit") == {}
+    assert others("s0", "final", "spectrum") == {}
     part = plan.parts["vit_digits", "s2", "final", "all"]
     assert plan.cards(part) == [("vit_digits", "s0"), ("vit_digits", "s2")]
-    alone = load_suite("demo", ["suite.demo.blocks.digits.seeds=1", "suite.demo.blocks.digits_circuits.seeds=1"])
-    assert alone.others(Cell("demo", "vit_digits", "s0", "init", "none", "spectrum")) == {}
+    blocks = ("digits", "digits_circuits", "digits_landscape", "digits_surfaces")
+    alone = load_suite("demo", [f"suite.demo.blocks.{name}.seeds=1" for name in blocks])
+    assert alone.others(Cell("demo", "vit_digits", "s0", "final", "none", "slices")) == {"init": ("s0", "init")}
 
 
 def test_overrides_reach_their_cells_alone():
@@ -145,7 +146,7 @@ def test_a_probes_version_is_in_its_cells():
         ),
         (["suite.demo.blocks.digits.modls=[a]"], r"blocks.digits: unknown key 'modls': did you mean 'models'\?"),
         (["suite.demo.blocks.digits=3"], r"blocks.digits: expected keys and values"),
-        (["suite.demo.blocks.digits.groups=[]"], r"groups: expected at least one"),
+        (["suite.demo.blocks.digits.groups=[]"], r"probes: 'orbit' takes finite groups, and there is none here"),
         (["suite.demo.blocks.digits.groups=[c4,c4]"], r"groups: expected each named once"),
         (["suite.demo.blocks.digits.states=[last]"], r"states: expected init, final or epoch-NNN, got 'last'"),
         (["suite.demo.blocks.digits.states=[epoch-003]"], r"no state 'epoch-003': add 3 to `save`"),

@@ -57,7 +57,7 @@ def test_same_board_same_bytes_and_nothing_from_outside(demo):
         assert not re.findall(r'(?:href|src)="(?!#|data:image/png;base64,)', svg)
         assert not re.search(r"https?://(?!www\.w3\.org/)", svg)
         assert len(svg) < 130_000
-    assert sum(map(len, first.values())) < 700_000
+    assert sum(map(len, first.values())) < 900_000
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -219,8 +219,8 @@ def test_partial_boards_are_drawn_or_say_so(tmp_path, keep):
     plan = fill(tmp_path, suite(), change=lambda cell, result: result if wanted(cell) else None)
     plot(load(plan, tmp_path), tmp_path)
     drawn = {name for name, svg in figures(tmp_path).items() if "No finished cells" not in svg}
-    orbit = {"tradeoff", "heatmap", "emergence", "layers", "emergence_by_layer"}
-    assert drawn == {"nothing": set(), "init": {"spectrum", "layers"}, "spectrum": {"spectrum"}, "one": orbit}[keep]
+    orbit, curvature = {"tradeoff", "heatmap", "emergence", "layers", "emergence_by_layer"}, {"spectrum", "density"}
+    assert drawn == {"nothing": set(), "init": {*curvature, "layers"}, "spectrum": curvature, "one": orbit}[keep]
     for svg in figures(tmp_path).values():
         ET.fromstring(svg)
 

@@ -67,7 +67,7 @@ GROUP_LANDSCAPE = (
         "Transverse curvature, relative",
         "κ₋ / λ̄",
         "",
-        "κ₋ in units of the mean Hessian eigenvalue tr H / n, whose own error is not in the interval.",
+        "The transverse curvature κ₋ in units of the mean Hessian eigenvalue tr H / n, whose own error is not in the interval.",
         "κ₋ / (tr H / n)",
         "",
         None,

@@ -2,7 +2,7 @@
 
 from eqbench.metrics.base import Metric
 
-_CAVEAT = "A descriptor: it does not correlate well with generalisation (Andriushchenko et al. 2023)"
+_CAVEAT = "A descriptor: it does not correlate well with generalisation (Andriushchenko 2023)"
 _WHERE = "at the gauge-balanced copy, of training images' cross-entropy; without labels, of the classes that the network predicts"
 _NULL = "the same of a random perturbation of that size, mean of both signs"
 _ASCENT = "APGD, up to `steps` gradients"
@@ -30,9 +30,9 @@ _KINDS = {
     ),
     "adaptive_max_sharpness": (
         "Adaptive sharpness, every weight",
-        "A_∞",
+        "A_{∞}",
         f"The largest rise of the loss that APGD finds where each weight may change by the share ρ = adaptive_max_radius of itself, {_WHERE}. {_CAVEAT}; the interval is over images, at the perturbation found.",
-        "A_∞ = max L(θ + d) − L(θ) over |dᵢ| ≤ ρ |θᵢ|",
+        "A_{∞} = max L(θ + d) − L(θ) over |dᵢ| ≤ ρ |θᵢ|",
         "Andriushchenko et al. 2023, ICML",
         _NULL,
         _ASCENT,

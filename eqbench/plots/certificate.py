@@ -10,8 +10,8 @@ from eqbench.results import Status
 
 CAPTION = (
     "Certificate of symmetries, a row a family: how far the Hessian is from what each symmetry forces on it, in float64 (circles; hollow: "
-    "untrained) and float32 (diamonds), against the gates (dashed). Crosses were refuted: transformations that change the logits, at the "
-    "relative change, and the control (C0), at its residual. S9, S11 and S12 hold in float32 but for the norms' eps."
+    "untrained) and float32 (diamonds; S9, S11 and S12 but for the norms' eps), against the gates (dashed). Crosses were refuted: "
+    "transformations that change the logits, at the relative change, and the control (C0), at its residual."
 )
 NAMES = {
     "S1": "softmax shift", "S2": "key bias", "S3": "layer-norm shift", "S4": "norm to linear gauge", "S5": "bias translation",

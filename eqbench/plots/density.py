@@ -37,7 +37,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
         for key, states in found.items()
     }
     floor = 0.1 * min(float(weights[weights > 0].min()) for states in found.values() for _, weights in states.values())
-    height = max(float(np.log(curve / floor).max()) for states in curves.values() for curve in states.values())
+    height = max(math.log(float(curve.max()) / floor) for states in curves.values() for curve in states.values())
     rows = [(key, state) for key in sorted(curves) for state in ("init", "final") if state in curves[key]]
     figure = Figure(figsize=(WIDTH, 1.0 + 0.42 * len(rows)), layout="constrained")
     axes, colours = figure.subplots(), colours_of(board)

@@ -17,8 +17,8 @@ ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 def svg(figure: Figure, name: str, title: str, description: str, titles: Titles) -> str:
     """The figure as SVG text: no date, a <title> and <desc>, and a <title> on each mark of `titles`.
 
-    Ids begin with `name`, so that several figures can stand in one page. Styles and clips become classes, and
-    groups that say nothing dissolve: half the bytes.
+    Ids begin with `name`, so that several figures can stand in one page. Styles and clips become classes, the
+    font is said once, and groups that say nothing dissolve: a third of the bytes.
     """
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -28,6 +28,8 @@ def svg(figure: Figure, name: str, title: str, description: str, titles: Titles)
     }  # <use> clones them with their styles
     looks: dict[str, str] = {}
     ids: dict[str, str] = {}
+    family = re.search(r"font-family: [^;\"]+", out.getvalue())
+    font = family[0] if family else ""
 
     def renamed(match: re.Match[str]) -> str:
         return match[1] + ids.setdefault(match[2], f"{name}-{len(ids)}")
@@ -43,14 +45,14 @@ def svg(figure: Figure, name: str, title: str, description: str, titles: Titles)
                 element.set(key, ids.setdefault(value, f"{name}-{len(ids)}"))
             elif key.endswith("href") or "url(#" in value:
                 element.set(key, re.sub(r"(^#|url\(#)([^)]+)", renamed, value))
-        look = "; ".join(
-            filter(None, (element.get("style"), element.get("clip-path", "").replace("url", "clip-path: url")))
-        )
-        if look and element not in shared:
-            element.attrib = {key: value for key, value in element.items() if key not in ("style", "clip-path")}
-            element.set("class", looks.setdefault(look, f"s{len(looks)}"))
+        if element not in shared:
+            style = element.attrib.pop("style", "").replace(f"{font}; ", "")
+            clip = element.attrib.pop("clip-path", "").replace("url", "clip-path: url")
+            kinds = [looks.setdefault(look, f"s{len(looks)}") for look in (style, clip) if look]
+            if kinds:
+                element.set("class", " ".join(kinds))
     sheet = next(root.iter(SVG + "style"))
-    rules = [f"#{name} .{label} {{{look}}}" for look, label in looks.items()]
+    rules = [f"#{name} text {{{font}}}", *(f"#{name} .{label} {{{look}}}" for look, label in looks.items())]
     sheet.text = "\n".join([(sheet.text or "").replace("*", f"#{name} *", 1), *rules])
     for metadata in root.findall(SVG + "metadata"):
         root.remove(metadata)

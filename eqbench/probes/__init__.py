@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from eqbench import groups, schema
 from eqbench.errors import Failed, Unsupported, UserError, one_line, unknown
 from eqbench.groups import Group
-from eqbench.probes import ablation, circuits, consistency, group_landscape, lie, orbit, sharpness, slices, spectrum, sweep, symmetries
+from eqbench.probes import (
+    ablation,
+    circuits,
+    consistency,
+    group_landscape,
+    lie,
+    orbit,
+    sharpness,
+    slices,
+    spectrum,
+    sweep,
+    symmetries,
+)
 from eqbench.probes.base import Finding, Subject, check_logits, ieee
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Result, Status

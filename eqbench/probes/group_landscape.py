@@ -74,7 +74,13 @@ def run(subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf:
 
 # Numbers that need the action on weights.
 _WEIGHTS = ["weight_residual", "gradient_residual", "commutator", "transverse_curvature", "transverse_ratio"]
-_WEIGHTS += ["transverse_ratio_bare", "symmetry_price", "symmetry_price_bare", "symmetry_barrier", "symmetry_barrier_bare"]
+_WEIGHTS += [
+    "transverse_ratio_bare",
+    "symmetry_price",
+    "symmetry_price_bare",
+    "symmetry_barrier",
+    "symmetry_barrier_bare",
+]
 
 
 def _aligned(subject: Subject, group: FiniteGroup, conf: GroupLandscape) -> tuple[int, str | None]:

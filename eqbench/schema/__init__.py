@@ -21,20 +21,46 @@ from eqbench.schema.probes import (
     Ablation,
     Circuits,
     Consistency,
+    GroupLandscape,
     Lie,
     Orbit,
     Probe,
     Sharpness,
     Slices,
-    GroupLandscape,
     Spectrum,
     Sweep,
     Symmetries,
 )
 
 __all__ = [
-    "CONTINUOUS", "FINITE", "PROBES", "UNGROUPED", "Ablation", "Block", "Circuits", "Consistency", "Data", "DataKind", "Group", "Lie", "Main",
-    "GroupLandscape", "Model", "Orbit", "Pack", "Probe", "Sharpness", "Slices", "Source", "Spectrum", "Split", "Suite", "Sweep", "Symmetries", "Train", "check_placebo",
+    "CONTINUOUS",
+    "FINITE",
+    "PROBES",
+    "UNGROUPED",
+    "Ablation",
+    "Block",
+    "Circuits",
+    "Consistency",
+    "Data",
+    "DataKind",
+    "Group",
+    "GroupLandscape",
+    "Lie",
+    "Main",
+    "Model",
+    "Orbit",
+    "Pack",
+    "Probe",
+    "Sharpness",
+    "Slices",
+    "Source",
+    "Spectrum",
+    "Split",
+    "Suite",
+    "Sweep",
+    "Symmetries",
+    "Train",
+    "check_placebo",
 ]  # fmt: skip
 
 # Keyword arguments of timm.create_model that would load weights behind the card's back, or give no logits.
@@ -174,8 +200,8 @@ class Block:
 
     models: list[str] = MISSING
     data: str = MISSING
-    probes: list[str] = MISSING
     groups: list[str] = field(default_factory=list)  # may be left out where no probe takes any
+    probes: list[str] = MISSING
     seeds: int = 1  # s0, s1, ...; weights that are not trained here have one `final` (s0) and `seeds` times `init`
     states: list[str] = field(default_factory=lambda: ["init", "final"])
     images: int | None = None  # images a probe uses; None: the probe's own number
