@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS
@@ -78,11 +78,12 @@ def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: 
         _scatter(axes, own, f"{kind}-{name}", titles, hollow=name == "before")
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(numticks=4) if high > 20 * low else MaxNLocator(3))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 20 * low else (1.0, 3.0), numticks=5))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(KINDS[kind], fontsize=8)
-    axes.set_xlabel(f"{metric.symbol}, {metric.unit}", fontsize=8)
+    symbol = metric.symbol.translate(str.maketrans("", "", "_{}"))
+    axes.set_xlabel(f"{symbol}, {metric.unit}", fontsize=8)
 
 
 def _kinks(axes: Axes, found: Found, colours: dict[str, str], titles: Titles) -> None:
