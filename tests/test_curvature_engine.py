@@ -459,3 +459,39 @@ def test_probe_without_labels_measures_gauss_newton():
     assert result.metrics["ggn_trace"].value == pytest.approx(float(values.sum()), rel=0.05)
     assert result.curves["ggn_eigenvalues"] == pytest.approx(values.flip(0)[:10].tolist(), rel=1e-4)
     assert result.cost["hvps"] > 0
+
+
+def test_networks_that_curvature_cannot_serve_are_skipped_with_a_reason():
+    x, y = torch.rand(8, 3, 4, 4), torch.randint(4, (8,))
+
+    class OldStyle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    class NoForward(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(48, 4)
+
+        def forward(self, x):
+            return OldStyle.apply(self.head(x.flatten(1)))
+
+    for net, labels, words in (
+        (NoForward(), y, "no forward derivative"),
+        (NoForward(), None, "no forward derivative"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).bfloat16(), y, "not torch.bfloat16"),
+    ):
+        result = eqbench.probe("spectrum", net, x, labels)
+        assert (result.status, words in (result.reason or "")) == ("skipped", True), result.reason
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    with torch.no_grad():
+        net[1].bias[0] = 200
+    assert "rounding" in eqbench.probe("spectrum", net, x).reason
+    few = eqbench.probe("spectrum", nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), x[:3], y[:3], micro_batch=4)
+    assert few.status == "ok", few.reason
+    assert "at least 4 images" in few.metrics["lambda_max_sampling"].reason

@@ -263,7 +263,7 @@ def test_norm_ratio_of_vectors():
     """|sum a| / |sum b|, and its interval, are those of the vectors."""
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 40, 300, generator=generator, dtype=torch.float64) + 0.5
-    found = norm_ratio(a, b, np.ones(40), 500)
+    found = norm_ratio(a, b, np.ones(40))
     assert found.value == pytest.approx(float(a.mean(0).norm() / b.mean(0).norm()), rel=1e-12)
     assert found.lo < found.value < found.hi
     other = torch.randn(40, 300, generator=generator, dtype=torch.float64) + 0.5

@@ -227,7 +227,36 @@ def test_a_residual_above_its_gate_fails_the_cell(monkeypatch):
     monkeypatch.setattr(Hessian, "__matmul__", right)
     monkeypatch.setattr(probe, "control", lambda flow, proposed: [one for one in proposed if one.family == "S4"])
     result = eqbench.probe("symmetries", net, images)
+    assert result.status == "ok", "a control that is a symmetry is none"
+    assert result.metrics["symmetry_residual"].null is None
+    monkeypatch.setattr(probe, "change", lambda *_: 1.0)
+    result = eqbench.probe("symmetries", net, images)
     assert (result.status, "the control at" in result.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize("bend", [nn.PReLU(), nn.ReLU6()])
+def test_positively_homogeneous_activations_are_no_controls(bend):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), bend, nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    result = eqbench.probe("symmetries", net, torch.rand(8, 3, 9, 9))
+    assert result.status == "ok", result.reason
+    found = {row["family"]: row["confirmed"] for row in result.curves["families"]}
+    assert found["S8"] == (2 if isinstance(bend, nn.PReLU) else 1)
+
+
+def test_frozen_weights_have_no_symmetries():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    net[0].requires_grad_(False)
+    result = eqbench.probe("symmetries", net, torch.rand(8, 3, 9, 9))
+    assert result.status == "ok", result.reason
+    assert [row["family"] for row in result.curves["families"] if row["confirmed"]] == ["S1"]
+    net[4].requires_grad_(False)
+    net[0].requires_grad_(True)
+    result = eqbench.probe("symmetries", net, torch.rand(8, 3, 9, 9))
+    assert result.status == "ok", result.reason
+    assert "requires no gradient" in result.metrics["head_residual"].reason
 
 
 def test_the_probe_reports_its_numbers():

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from eqbench.curvature.hessian import forwardless
 from eqbench.curvature.objective import Objective, twice_differentiable
-from eqbench.errors import Failed, Unsupported, one_line
+from eqbench.errors import Failed
 
 
 class GaussNewton:
@@ -61,9 +62,7 @@ class GaussNewton:
             try:
                 found = torch.func.jvp(lambda p: objective.logits(x, p), (point,), (objective.named(v),))
             except (NotImplementedError, RuntimeError) as error:
-                if "forward AD" in str(error) or "forward mode" in str(error):
-                    raise Unsupported(f"no forward derivative: {one_line(error)[:200]}") from None
-                raise
+                raise forwardless(error) from None
         return found[0], found[1]
 
     def pulled(self, x: Tensor, u: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,10 +10,11 @@ from torch import Tensor
 from eqbench.curvature.gauss_newton import GaussNewton
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.objective import Objective
-from eqbench.errors import Failed
+from eqbench.errors import Failed, Unsupported
 
 # Largest relative residuals that the float64 checks accept. The first is wide, for kinks of ReLU within its steps; what
 # it is there to catch (a detached branch, a wrong backward) is of order one.
+SATURATED = 1e-7  # nats: below it, float32 knows the margins of the logits and nothing else
 GUARDS = {"directional derivative": 1e-3, "mode agreement": 1e-5, "self-adjointness": 1e-8, "adjointness": 1e-8}
 
 
@@ -32,8 +34,12 @@ def guard(objective: Objective, images: int = 4, second: bool = True) -> dict[st
         The residual of each check.
 
     Raises:
+        Unsupported: the loss is too small to be differentiated, or an operation has not the derivatives that are needed.
         Failed: names the check, its residual and its bound, or the parameter that gets no gradient.
     """
+    loss = objective.value()
+    if loss < SATURATED:
+        raise Unsupported(f"the loss is {loss:.1g}: its derivatives would be rounding")
     exact = objective.first(images).double()
     generator = torch.Generator().manual_seed(0)
 
@@ -69,14 +75,16 @@ def silent(objective: Objective) -> list[str]:
     names = [name for name, part in gradient.items() if not part.any()]
     if names:
         x = objective.batches[0][0]
-        states = [_logits(objective, x, training) for training in (False, True)]
+        states = {training: _logits(objective, x, training) for training in (False, True)}
         for name in names:
             moved = copy.deepcopy(objective.module.train().eval())  # without caches, which cannot be copied
             with torch.no_grad():
                 p = moved.get_parameter(name)
                 p.add_(1e-3 * (p.square().mean().sqrt() + 1e-3) * torch.linspace(-1, 1, p.numel()).to(p).view_as(p))
             other = Objective(moved, objective.batches, objective.loss)
-            for training, before in zip((False, True), states, strict=True):
+            for training, before in states.items():
+                if not isinstance(before, Tensor):  # auxiliary heads in training
+                    continue
                 change = float((_logits(other, x, training) - before).norm())
                 if change > 1e-10 * float(before.norm()):
                     raise Failed(
@@ -85,8 +93,8 @@ def silent(objective: Objective) -> list[str]:
     return names
 
 
-def _logits(objective: Objective, x: Tensor, training: bool) -> Tensor:
-    """f(x) in this mode, dropout by the same draws each time, running statistics left as they are."""
+def _logits(objective: Objective, x: Tensor, training: bool) -> Any:
+    """f(x) in this mode, whatever it gives, dropout by the same draws each time, running statistics left as they are."""
     module = copy.deepcopy(objective.module.train().eval()).train(training)
     with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)

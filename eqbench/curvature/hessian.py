@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eqbench.curvature.convolution import NativeConvolutions
 from eqbench.curvature.objective import Objective, twice_differentiable
-from eqbench.errors import Failed, Unsupported
+from eqbench.errors import Failed, Unsupported, one_line
 
 
 class Hessian:
@@ -78,7 +78,7 @@ class Hessian:
             start = time.perf_counter()
             try:
                 MODES[mode](self, x, y, v)
-            except (NotImplementedError, torch.OutOfMemoryError):
+            except (Unsupported, torch.OutOfMemoryError):
                 continue
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
@@ -97,7 +97,10 @@ class Hessian:
             return objective.loss(objective.logits(x, parameters), y)
 
         with twice_differentiable():
-            product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (objective.named(v),))[1]
+            try:
+                product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (objective.named(v),))[1]
+            except (NotImplementedError, RuntimeError) as error:
+                raise forwardless(error) from None
         return objective.flat(product[name] for name in objective.names)
 
     def _gradient_graph(self, x: Tensor, y: Tensor) -> list[Tensor]:
@@ -125,6 +128,13 @@ class Hessian:
                 raise Unsupported(f"no second derivative: {str(error).splitlines()[0]}") from None
             raise
         return self.objective.flat(second)
+
+
+def forwardless(error: Exception) -> Exception:
+    """Unsupported, if forward mode failed for want of a derivative; else the error itself."""
+    words = ("forward AD", "forward mode", "jvp", "setup_context", "not implemented", "generate_vmap_rule")
+    lacking = any(word in str(error) for word in words) and not isinstance(error, torch.OutOfMemoryError)
+    return Unsupported(f"no forward derivative: {one_line(error)[:200]}") if lacking else error
 
 
 # Products of one batch, the preferred first: rebuilding the first-order graph, jvp(grad).

@@ -117,7 +117,9 @@ def extreme_eigenpairs(
             m = len(kept)
             projected[:m, :m] = torch.diag(theta[kept])
     vectors = basis[:m].T @ s[:, index].to(basis)
-    return _check(operator, vectors / vectors.norm(dim=0), tolerance, products)
+    del basis
+    vectors /= vectors.norm(dim=0)
+    return _check(operator, vectors, tolerance, products)
 
 
 def orthogonalised(v: Tensor, *bases: Tensor) -> Tensor:
@@ -146,13 +148,16 @@ def _extend(
 
 def _check(operator: Operator, vectors: Tensor, tolerance: float, products: int) -> Eigenpairs:
     """Rayleigh quotients and residuals by fresh products: nothing that the recurrence claimed is taken on trust."""
-    images = torch.stack([operator @ q for q in vectors.T], 1).double()
-    values = (images * vectors.double()).sum(0)
-    residuals = (images - vectors.double() * values).norm(dim=0)
+    found = []
+    for q in vectors.T:
+        image = (operator @ q).double()
+        value = image @ q.double()
+        found.append(torch.stack([value, (image - value * q.double()).norm()]))
+    values, residuals = torch.stack(found).T.cpu()
     order = values.argsort(descending=True)
-    values, residuals = values[order].cpu(), residuals[order].cpu()
+    values, residuals = values[order], residuals[order]
     converged = bool((residuals <= tolerance * _floored(values, float(values.abs().max()))).all())
-    return Eigenpairs(values, vectors[:, order], residuals, converged, products + len(values))
+    return Eigenpairs(values, vectors[:, order.to(vectors.device)], residuals, converged, products + len(values))
 
 
 def _floored(values: Tensor, scale: float) -> Tensor:

@@ -59,7 +59,7 @@ class Objective:
         batch_statistics: batch norms as in training, each batch by its own statistics.
 
     Raises:
-        Unsupported: no parameter requires a gradient, or a batch of one image.
+        Unsupported: no parameter requires a gradient, one is of half precision, or a batch of one image.
 
     >>> x, y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 1, dtype=torch.float64)
     >>> linear = nn.Linear(3, 1, bias=False, dtype=torch.float64)
@@ -87,6 +87,9 @@ class Objective:
         self.images = sum(len(x) for x, _ in self.batches)
         if not self.parameters:
             raise Unsupported("no parameter requires a gradient, so there is no curvature")
+        coarse = {str(p.dtype) for p in self.parameters} - {"torch.float32", "torch.float64"}
+        if coarse:
+            raise Unsupported(f"curvature needs weights in float32 or float64, not {', '.join(sorted(coarse))}")
         if min(len(x) for x, _ in self.batches) < 2:
             raise Unsupported("curvature needs batches of at least 2 images")
 

@@ -67,7 +67,8 @@ def each_moved(
     tokens: Move,
 ) -> Iterator[tuple[str, Tensor]]:
     """The weights that a group moves, by name: each after `kernels` (out, in, h, w), or after `tokens` for maps (..., h, w)."""
-    std = getattr(network, "std", 1.0)
+    std = getattr(network, "std", 1.0)  # of a `Network`, (3, 1, 1); another module's `std` may be anything
+    std = std if isinstance(std, Tensor) and std.shape == (3, 1, 1) else 1.0
     for name, weight in weights.items():
         path, _, leaf = name.rpartition(".")
         parent = network.get_submodule(path)

@@ -5,7 +5,7 @@ from eqbench.metrics.base import Metric
 _PROBE = "group_landscape"
 _Q = "Q = P⁻¹ T_g: the weights moved by the group's first generator, then hidden channels put in the order P that fits best"
 _ON = "on training images and their orbits (unlabelled ones: of the classes that the network predicts), at balanced weights"
-_BLOCKS = "the interval is a bootstrap over blocks of images"
+_BLOCKS = "the interval is a jackknife over blocks of images"
 _CITE = "Ainsworth et al. 2023, ICLR (weight matching)"
 
 GROUP_LANDSCAPE = (

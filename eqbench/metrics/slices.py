@@ -16,7 +16,7 @@ SLICES = (
         "Rise along random slices",
         "ΔL",
         "nat",
-        f"How far the loss rises at the ends of random slices whose every filter has the norm of the network's own, {_LOSS}. Biases and norms stay; the interval is over directions (Student's t).",
+        f"How far the loss rises at the ends of random slices whose every filter has the norm of the network's own, {_LOSS}. Biases and norms stay, and the scales between neighbouring layers count; the interval is over directions (Student's t).",
         "ΔL = mean_d [L(θ + s d) + L(θ − s d)] / 2 − L(θ), |d_f| = |θ_f| for each filter f, s = span",
         "Li et al. 2018, NeurIPS",
         None,

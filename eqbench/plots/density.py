@@ -13,8 +13,8 @@ from eqbench.results import Status
 
 CAPTION = (
     "Spectral density of the Hessian of every model's first seed, untrained above trained: the share of all directions (log scale) with "
-    "that curvature (symmetric log scale), by Lanczos quadrature, smoothed. The peak at 0 is cut off; islands far from it are the few "
-    "sharp directions."
+    "that curvature (symmetric log scale), by Lanczos quadrature, smoothed. "
+    "Islands far from 0 are the few sharp directions."
 )
 POINTS, SMOOTHING = 161, 0.12  # of a curve; width of the Gaussian, on the symmetric log scale in units of e
 
@@ -36,7 +36,8 @@ def draw(board: Board, titles: Titles) -> Figure | None:
         key: {state: _smoothed(grid, np.arcsinh(nodes / linear), weights) for state, (nodes, weights) in states.items()}
         for key, states in found.items()
     }
-    floor = 0.1 * min(float(weights[weights > 0].min()) for states in found.values() for _, weights in states.values())
+    # A tenth of one direction's share, which is the weight of the largest eigenvalue.
+    floor = 0.1 * min(float(weights[nodes.argmax()]) for states in found.values() for nodes, weights in states.values())
     height = max(math.log(float(curve.max()) / floor) for states in curves.values() for curve in states.values())
     rows = [(key, state) for key in sorted(curves) for state in ("init", "final") if state in curves[key]]
     figure = Figure(figsize=(WIDTH, 1.0 + 0.42 * len(rows)), layout="constrained")

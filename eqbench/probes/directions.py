@@ -10,8 +10,8 @@ def filter_normalised(objective: Objective, seed: int) -> Tensor:
     """A random d (size,), |d_f| = |w_f| for each output filter f of each weight; 0 for biases and the affine of norms.
 
     d_f = z_f |w_f| / |z_f|, z normal; the filters of a tensor of two axes or more are its slices along the first one, so
-    rows of linear layers, too. Li et al. 2018, NeurIPS, sec. 4. Rescaling channels does not change how the loss looks
-    along such a direction; one norm for a whole tensor would not do that.
+    rows of linear layers, too. Li et al. 2018, NeurIPS, sec. 4. That makes the slices of networks of other scales
+    comparable, filter by filter; it does not make them independent of how channels are scaled against the next layer.
 
     Args:
         seed: of the direction; drawn on the CPU, so that every device has the same.

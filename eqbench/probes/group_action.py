@@ -104,9 +104,12 @@ def actions(objective: Objective, group: FiniteGroup, g: Any, x: Tensor, draws: 
 
     Raises:
         Unsupported: the architecture does not have f(g x; T_g theta) = f(x; theta); T_g is no permutation of weights; no
-            hidden channels are found.
+            hidden channels are found; some weights are frozen.
     """
     network = objective.module
+    frozen = next((name for name, p in network.named_parameters() if not p.requires_grad), None)
+    if frozen is not None:
+        raise Unsupported(f"the group moves all weights together, and '{frozen}' requires no gradient")
     check_law(network, group, g, x)
 
     def reordering(act: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Reordering:

@@ -47,8 +47,10 @@ def run(subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf:
         raise Failed(f"the loss is {still.value()}")
     found = Finding({})
     at = scene.gradients(still)
+    if not at[0].any():
+        raise Failed("the gradient is exactly zero in this dtype: the logits are saturated")
     found.metrics |= _logit_gap(scene, still, moved, conf)
-    found.metrics["gradient_gap"] = norm_ratio(at[1] - at[0], at[0], scene.weights, conf.resamples, noise_ratio(at[0]))
+    found.metrics["gradient_gap"] = norm_ratio(at[1] - at[0], at[0], scene.weights, noise_ratio(at[0]))
     gaps, trace, products = curvature_gaps(still, moved, conf)
     found.metrics |= gaps
     found.hvps = products
@@ -66,7 +68,7 @@ def run(subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf:
         absent = {name: Measure(None, reason=str(reason)) for name in _WEIGHTS}
         found.metrics |= absent
         return found
-    _certify(found, scene, still, acting, at, conf)
+    _certify(found, scene, still, acting, at)
     _transverse(found, scene, still, acting, at.mean(0), unit, conf)
     _paths(found, scene, subject.network, acting, conf)
     return found
@@ -111,9 +113,7 @@ def _logit_gap(scene: Scene, still: Objective, moved: Objective, conf: GroupLand
     return {"logit_gap": Measure(*value, n=len(gap), null=math.sqrt(2))}
 
 
-def _certify(
-    found: Finding, scene: Scene, objective: Objective, acting: Actions, at: Tensor, conf: GroupLandscape
-) -> None:
+def _certify(found: Finding, scene: Scene, objective: Objective, acting: Actions, at: Tensor) -> None:
     """|Q theta - theta|, |(I - Q)g|, |HQv - QHv|, each by what it is a part of, beside random P."""
     theta, each = objective.theta, at.mean(0)
     mean = (torch.from_numpy(scene.weights / scene.weights.sum()).to(each)[:, None] * each).sum(0)
@@ -138,9 +138,7 @@ def _certify(
     half = float(stdtrit(len(own) - 1, 0.975)) * float(np.std(own, ddof=1)) / math.sqrt(len(own))
     found.metrics |= {
         "weight_residual": Measure(residuals(acting.matched)["weights"], null=null["weights"]),
-        "gradient_residual": norm_ratio(
-            acting.matched(each) - each, each, scene.weights, conf.resamples, null["gradient"]
-        ),
+        "gradient_residual": norm_ratio(acting.matched(each) - each, each, scene.weights, null["gradient"]),
         "commutator": Measure(middle, middle - half, middle + half, len(own), null=null["commutator"]),
     }
     rows = {"matched": residuals(acting.matched) | {"commutator": middle}, "bare": residuals(acting.bare)}

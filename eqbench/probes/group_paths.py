@@ -39,7 +39,7 @@ def losses_between(objective: Objective, start: Tensor, end: Tensor, inside: Seq
 def barrier(losses: Array, steps: Sequence[float]) -> Array:
     """max_t L(t) - (1 - t) L(0) - t L(1) of losses (..., steps), t from 0 to 1 (Frankle et al. 2020, ICML).
 
-    >>> barrier(np.array([1.0, 2.5, 2.0]), [0.0, 0.5, 1.0])
+    >>> float(barrier(np.array([1.0, 2.5, 2.0]), [0.0, 0.5, 1.0]))
     1.0
     """
     t = np.asarray(steps)
@@ -64,10 +64,11 @@ def stem_pairing(network: nn.Module, group: FiniteGroup, g: Any) -> tuple[float,
     >>> abs(value - 1) < 1e-6, null < 0.8
     (True, True)
     """
-    name = next((n for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] == 3), None)
-    if name is None:
+    convs = {f"{n}.weight".lstrip(".") for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    seeing = (n for n, p in network.named_parameters() if n in convs and p.shape[1] == 3)
+    key = next(seeing, None)
+    if key is None:
         return None
-    key = f"{name}.weight".lstrip(".")
 
     def best(kernels: Tensor) -> float:
         w, moved = (z.flatten(1) for z in (kernels, act_on_weights(network, group, g, {key: kernels})[key]))

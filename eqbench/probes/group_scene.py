@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eqbench.curvature.objective import Objective
+from eqbench.errors import Unsupported
 from eqbench.groups import FiniteGroup
 from eqbench.probes.base import Subject, check_labels, forward_each
 from eqbench.probes.group_action import canonical
 from eqbench.probes.losses import image_losses
 from eqbench.schema import GroupLandscape
 from eqbench.stats import Array
+
+FEWEST = 4  # blocks of two or more images, over which gradients are resampled
 
 
 @dataclass
@@ -53,6 +56,10 @@ class Scene:
         cuts = np.linspace(0, len(images), min(conf.blocks, len(images) // 2) + 1).round().astype(int).tolist()
         clusters = None if subject.clusters is None else subject.clusters[order]
         blocks = list(pairwise(cuts))
+        if len(blocks) < FEWEST:
+            raise Unsupported(
+                f"needs at least {2 * FEWEST} images for intervals over blocks of them, got {len(images)}"
+            )
         network = canonical(subject.network, images[:2])
         return cls(network, group, elements, images, labels.to(subject.device), clusters, blocks, conf.micro_batch)
 

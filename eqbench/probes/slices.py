@@ -93,6 +93,8 @@ def along_eigenvectors(objective: Objective, hessian: Hessian, conf: Slices) -> 
         for q, value in zip(pairs.vectors.T, pairs.values.tolist(), strict=True)
     ]
     top, residual = pairs.values[0].item(), pairs.residuals[0].item()
+    if not top:
+        raise Failed("the Hessian is exactly zero in this dtype: the logits are saturated")
     exact, step = objective.double(), (2 * CURVED / max(abs(top), 1e-12)) ** 0.5
     q = pairs.vectors[:, 0].double()
     bend = sum(exact.value(exact.theta + sign * step * q) for sign in (1, -1)) - 2 * exact.value()

@@ -143,7 +143,9 @@ def _density(pairs: Eigenpairs, found: list[Rule], size: int) -> dict[str, list[
 
 
 def _halves(objective: Objective, pairs: Eigenpairs, labelled: bool, max_products: int) -> list[Eigenpairs]:
-    """The largest eigenpair on either half of the images, from the whole's."""
+    """The largest eigenpair on either half of the images, from the whole's; none of fewer than four images."""
+    if objective.images < 4:
+        return []
     return [
         extreme_eigenpairs(
             Hessian(half) if labelled else GaussNewton(half),
@@ -160,6 +162,8 @@ def _halves(objective: Objective, pairs: Eigenpairs, labelled: bool, max_product
 
 def _sampling(halves: list[Eigenpairs], pairs: Eigenpairs) -> Measure:
     """Half the difference between the halves, relative to the whole; the interval is its numerical error."""
+    if not halves:
+        return Measure(None, reason="two halves need at least 4 images")
     whole, (a, b) = float(pairs.values[0]), halves
     if whole <= 0:
         return Measure(None, reason="the largest eigenvalue is not positive")

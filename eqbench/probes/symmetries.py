@@ -26,7 +26,7 @@ from eqbench.symmetries.certificate import Along, Point, worst
 from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, FAMILIES, control, propose
 from eqbench.symmetries.rescalings import Rescaling
 from eqbench.symmetries.temperature import head_residual
-from eqbench.symmetries.transformations import Symmetry, Verdict, beside, confirm
+from eqbench.symmetries.transformations import Symmetry, Verdict, beside, change, confirm
 
 GATE = 1e-10  # of relative residuals in float64
 GATE_SINGLE = 1e-5  # in float32: reported alone; what the control must exceed, also in float64
@@ -71,10 +71,12 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Symm
     guard(objective, conf.exact_images)
     few = objective.first(conf.exact_images)
     flow = dataflow.trace(few.module, few.batches[0][0])
-    proposed = propose(few.module, flow)
+    trained = set(few.names)
+    proposed = [one for one in propose(few.module, flow) if trained.issuperset(one.names)]
     near = beside(few)
     rows = _confirm(near, proposed)
-    wrong = control(flow, proposed)
+    candidates = [one for one in control(flow, proposed) if trained.issuperset(one.names)]
+    wrong = [one for one in candidates if change(near, [one]) > GATE_SINGLE]  # that the logits really feel
     refused = _refuse(near, wrong)
     del near
 
@@ -188,6 +190,8 @@ def _head(exact: Point, flow: dataflow.Dataflow) -> Measure:
     heads = shifts.heads(flow)
     if not heads:
         return Measure(None, reason="the logits are not those of linear layers alone")
+    if not {name for node in heads for name in (node.weight, node.bias) if name} <= set(exact.objective.names):
+        return Measure(None, reason=f"the head '{heads[0].name}' requires no gradient")
     residual = head_residual(exact.hessian, exact.gradient, heads)
     if not residual <= GATE:
         raise Failed(f"head temperature at '{heads[0].name}': residual {residual:.2g} > {GATE:g} in float64")
@@ -240,7 +244,7 @@ def _summary(rows: Sequence[Row], objective: Objective, refused: Along | None) -
         "symmetries_refuted": Measure(sum(len(row.refuted) for row in rows)),
         "symmetry_residual": largest([row.r2 for row in found], EPS),
         "symmetry_residual_single": largest(
-            [row.r2_single for row in found if row.family not in BUT_FOR_EPS], float(np.finfo(np.float32).eps)
+            [row.r2_single for row in found if row.family not in BUT_FOR_EPS], float(torch.finfo(objective.dtype).eps)
         ),
         "null_dimension": Measure(null),
         "null_share": Measure(null / objective.size),

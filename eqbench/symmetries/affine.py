@@ -43,7 +43,7 @@ def _translation(flow: Dataflow, node: Node, readers: list[Use], tau: Tensor) ->
             shifted = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
             lost = t * (shifted @ tau[use.codes[0]].to(t))
             for name, there, here in parts[use]:
-                moved[name] = moved.get(name, theta[name]).index_add(0, there, -lost[here])
+                moved[name] = moved.get(name, theta[name]).index_add(0, there.to(t.device), -lost[here])
         return moved
 
     names = [

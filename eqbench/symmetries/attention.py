@@ -43,10 +43,10 @@ class Side:
         weight, flat = theta[self.weight], rows.flatten(0, 1)
         if self.columns:
             weight = weight.transpose(0, 1)
-        new = weight.flatten(1).index_copy(0, self.index.flatten(), flat[:, :-1]).view(weight.shape)
+        new = weight.flatten(1).index_copy(0, self.index.flatten().to(flat.device), flat[:, :-1]).view(weight.shape)
         moved = {self.weight: new.transpose(0, 1) if self.columns else new}
         for name, there, here in self.bias:
-            moved[name] = moved.get(name, theta[name]).index_copy(0, there, flat[here, -1])
+            moved[name] = moved.get(name, theta[name]).index_copy(0, there.to(flat.device), flat[here, -1])
         return moved
 
 
@@ -143,6 +143,8 @@ def key_biases(flow: Dataflow, source: torch.Generator) -> Iterator[Symmetry]:
             def curve(
                 theta: Weights, t: Tensor, parts: tuple[tuple[str, Tensor, Tensor], ...] = parts, b: Tensor = b
             ) -> Weights:
-                return {name: theta[name].index_add(0, there, t * b[here].to(t)) for name, there, here in parts}
+                return {
+                    name: theta[name].index_add(0, there.to(t.device), t * b[here].to(t)) for name, there, here in parts
+                }
 
             yield Symmetry("S2", node.name, curve, tuple(n for n, _, _ in parts), sum(len(t) for _, t, _ in parts))

@@ -77,7 +77,7 @@ POOLS = [
     "interpolate",
 ]
 REDUCTIONS = ["mean", "amax", "sum"]
-HOMOGENEOUS = ["relu", "leaky_relu", "rrelu"]  # f(ax) = a f(x) for a > 0
+HOMOGENEOUS = ["relu", "leaky_relu", "rrelu", "prelu", "abs"]  # f(ax) = a f(x) for a > 0
 ACTIVATIONS = [
     "gelu",
     "silu",
@@ -98,8 +98,6 @@ ACTIVATIONS = [
     "pow",
     "square",
     "sqrt",
-    "abs",
-    "prelu",
     "softsign",
     "hardshrink",
     "clip",
