@@ -5,7 +5,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import bench_curvature
 import timm
@@ -101,22 +100,28 @@ def planning() -> Iterator[Row]:
     yield f"plan of {len(plan.cells)} cells", time.perf_counter() - start, "s", "15", ""
 
 
-def main() -> None:
-    """Run every benchmark and write the table."""
-    warnings.simplefilter("ignore")
-    torch.manual_seed(0)
-    rows = [*planning(), *bench_curvature.rows()]
+def rows() -> Iterator[Row]:
+    """Every benchmark, one after the other."""
+    yield from planning()
+    yield from bench_curvature.rows()
     for name in MODELS:
         module = timm.create_model(name).eval()
-        rows += ladder(name, module)
-        rows += lie(name, module)
-        rows += suite(name, module)
-    path = Path("reports/bench.csv")
-    with open(path, "w", newline="") as file:
+        yield from ladder(name, module)
+        yield from lie(name, module)
+        yield from suite(name, module)
+
+
+def main() -> None:
+    """Run every benchmark and write the table, row by row."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    with open("reports/bench.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "value", "unit", "target", "peer"])
-        writer.writerows([name, f"{value:.4g}", unit, target, peer] for name, value, unit, target, peer in rows)
-    print(path.read_text())
+        for name, value, unit, target, peer in rows():
+            writer.writerow([name, f"{value:.4g}", unit, target, peer])
+            file.flush()
+            print(f"{name}: {value:.4g} {unit}" + (f" (target {target})" if target else ""), flush=True)
 
 
 if __name__ == "__main__":
