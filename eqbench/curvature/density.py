@@ -1,14 +1,13 @@
 """The spectral density of a symmetric operator by stochastic Lanczos quadrature, beside eigenvectors already known."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from eqbench.curvature.lanczos import Operator, orthogonalised
+from eqbench.stats import jackknife_error, student
 
 
 @dataclass
@@ -18,12 +17,6 @@ class Estimate:
     value: float
     lo: float
     hi: float
-
-    @staticmethod
-    def of(value: float, error: float, probes: int) -> "Estimate":
-        """From a value and its standard error over so many independent probes."""
-        half = float(stdtrit(probes - 1, 0.975)) * error if probes > 1 else math.inf  # one probe says nothing of it
-        return Estimate(value, value - half, value + half)
 
 
 @dataclass
@@ -132,6 +125,6 @@ def combined(known: Tensor, samples: Tensor, combine: Callable[[Tensor], Tensor]
     p = len(samples)
     value = float(combine(known + samples.mean(0)))
     if p < 2:
-        return Estimate.of(value, 0.0, p)
+        return Estimate(*student(value, 0.0, p))
     left_out = torch.stack([combine(known + (samples.sum(0) - sample) / (p - 1)) for sample in samples])
-    return Estimate.of(value, float(((p - 1) / p * (left_out - left_out.mean()).square().sum()).sqrt()), p)
+    return Estimate(*student(value, jackknife_error(left_out.double().cpu().numpy()), p))

@@ -144,6 +144,14 @@ class Objective:
             total += weight * self.flat(torch.autograd.grad(loss, leaves, materialize_grads=True)).double()
         return value, total.to(self.dtype)
 
+    def network(self, theta: Tensor) -> nn.Module:
+        """A copy of the network with these weights (size,)."""
+        module = copy.deepcopy(self.module.train().eval())  # without caches, which cannot be copied
+        with torch.no_grad():
+            for name, piece in self.named(theta).items():
+                module.get_parameter(name).copy_(piece)
+        return module
+
     def first(self, images: int) -> "Objective":
         """The same loss over the first images of the first batch alone."""
         x, y = self.batches[0]

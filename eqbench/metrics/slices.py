@@ -9,7 +9,7 @@ _COST = "2 forwards a point of the path"
 _RESET = "Batch-norm statistics are taken anew at every point; the interval is over images."
 _MATCHED = "hidden channels of the other network put in the order that is most like this one's"
 
-SLICES = (
+_LINES = (
     Metric(
         "slice_rise",
         "slices",
@@ -51,57 +51,54 @@ SLICES = (
         cost="points forwards an orbit",
         headline=True,
     ),
-    Metric(
-        "barrier_init",
-        "slices",
+)
+
+_WAYS = {
+    "init": (
         "Barrier to the initial weights",
         "B₀",
-        "nat",
-        f"How far the loss rises above its chord on the straight way to the same seed's initial weights, {_LOSS}. {_RESET}",
-        _BARRIER,
-        "Frankle et al. 2020, ICML; statistics: Jordan et al. 2023, ICLR (REPAIR)",
-        None,
-        null=_NULL,
-        cost=_COST,
+        "the same seed's initial weights",
+        "where it is the other barrier's equal, training has kept the order",
     ),
-    Metric(
-        "barrier_init_matched",
-        "slices",
-        "Barrier to the initial weights, matched",
-        "B₀ᵖ",
-        "nat",
-        f"The same, {_MATCHED}: where it is the other barrier's equal, training has kept the order. {_RESET}",
-        _BARRIER,
-        "Ainsworth et al. 2023, ICLR (weight matching)",
-        None,
-        null=_NULL,
-        cost=_COST,
-    ),
-    Metric(
-        "barrier_seed",
-        "slices",
+    "seed": (
         "Barrier to another seed",
         "B",
-        "nat",
-        f"How far the loss rises above its chord on the straight way to the next seed's weights of the same state, {_LOSS}. {_RESET}",
-        _BARRIER,
-        "Frankle et al. 2020, ICML; statistics: Jordan et al. 2023, ICLR (REPAIR)",
-        None,
-        null=_NULL,
-        cost=_COST,
+        "the next seed's weights of the same state",
+        "near 0, both seeds have found one basin up to the order of channels",
     ),
+}
+_BARRIERS = tuple(
     Metric(
-        "barrier_seed_matched",
+        f"barrier_{kind}{suffix}",
         "slices",
-        "Barrier to another seed, matched",
-        "Bᵖ",
+        title + mark,
+        symbol + sign,
         "nat",
-        f"The same, {_MATCHED}: near 0, both seeds have found one basin up to the order of channels. {_RESET}",
+        f"{definition}. {_RESET}",
         _BARRIER,
-        "Ainsworth et al. 2023, ICLR (weight matching)",
+        citation,
         None,
         null=_NULL,
         cost=_COST,
-        headline=True,
-    ),
+        headline=(kind, suffix) == ("seed", "_matched"),
+    )
+    for kind, (title, symbol, end, verdict) in _WAYS.items()
+    for suffix, mark, sign, definition, citation in (
+        (
+            "",
+            "",
+            "",
+            f"How far the loss rises above its chord on the straight way to {end}, {_LOSS}",
+            "Frankle et al. 2020, ICML; statistics: Jordan et al. 2023, ICLR (REPAIR)",
+        ),
+        (
+            "_matched",
+            ", matched",
+            "ᵖ",
+            f"The same, {_MATCHED}: {verdict}",
+            "Ainsworth et al. 2023, ICLR (weight matching)",
+        ),
+    )
 )
+
+SLICES = (*_LINES, *_BARRIERS)

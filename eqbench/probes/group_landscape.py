@@ -1,13 +1,11 @@
 """Symmetry of the loss landscape: of weights, gradient and curvature under Q = P^-1 T_g, and of the way between them."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from eqbench.curvature.guard import guard
@@ -18,12 +16,13 @@ from eqbench.groups import FiniteGroup
 from eqbench.groups.twin import ALIGNED
 from eqbench.probes.base import Finding, Subject
 from eqbench.probes.group_action import Actions, Reordering, actions
-from eqbench.probes.group_paths import barrier, losses_between, stem_pairing
 from eqbench.probes.group_scene import Scene
+from eqbench.probes.group_stem import stem_pairing
 from eqbench.probes.group_tangents import curvature_gaps, noise_ratio, norm_ratio
+from eqbench.probes.interpolation import barriers, path_losses
 from eqbench.results import Measure
 from eqbench.schema import GroupLandscape
-from eqbench.stats import Array, bootstrap
+from eqbench.stats import Array, Statistic, at_ones, bootstrap, mean_interval
 
 STILL = 1e-9  # relative size of theta_- below which the weights are symmetric already
 
@@ -134,12 +133,11 @@ def _certify(found: Finding, scene: Scene, objective: Objective, acting: Actions
     found.hvps += hessian.products
     draws = [residuals(q) | {"commutator": c} for q, c in zip(acting.random, chance, strict=True)]
     null = {key: float(np.mean([draw[key] for draw in draws])) for key in draws[0]}
-    middle = float(np.mean(own))
-    half = float(stdtrit(len(own) - 1, 0.975)) * float(np.std(own, ddof=1)) / math.sqrt(len(own))
+    middle, lo, hi = mean_interval(np.array(own))
     found.metrics |= {
         "weight_residual": Measure(residuals(acting.matched)["weights"], null=null["weights"]),
         "gradient_residual": norm_ratio(acting.matched(each) - each, each, scene.weights, null["gradient"]),
-        "commutator": Measure(middle, middle - half, middle + half, len(own), null=null["commutator"]),
+        "commutator": Measure(middle, lo, hi, len(own), null=null["commutator"]),
     }
     rows = {"matched": residuals(acting.matched) | {"commutator": middle}, "bare": residuals(acting.bare)}
     rows |= {f"random {i}": draw for i, draw in enumerate(draws)}
@@ -186,27 +184,28 @@ def _mean(
 
 def _paths(found: Finding, scene: Scene, network: nn.Module, acting: Actions, conf: GroupLandscape) -> None:
     """The barrier between theta and Q theta, T_g theta, and Q theta with random P, of the network as it was trained."""
-    orbit, steps = scene.orbit(network), np.linspace(0, 1, conf.points).tolist()
-    theta = orbit.theta
-    ends = losses_between(orbit, theta, theta, [0.0])  # of both: over orbits, Q changes no loss
+    orbit, steps = scene.orbit(network), np.linspace(0, 1, conf.points)
+    start = orbit.module
+    ends = path_losses(start, start, orbit.batches, steps[:1])  # of both: over orbits, Q changes no loss
     path: dict[str, Array] = {}
     for name, q in (("matched", acting.matched), ("bare", acting.bare), ("random", acting.random[0])):
         if name == "bare" and torch.equal(q.index, acting.matched.index):
             path[name] = path["matched"]
         else:
-            inside = losses_between(orbit, theta, q(theta), steps[1:-1])
-            path[name] = scene.orbit_means(np.concatenate([ends, inside, ends])).T
+            inside = path_losses(start, orbit.network(q(orbit.theta)), orbit.batches, steps[1:-1])
+            path[name] = scene.orbit_means(np.concatenate([ends, inside, ends]))
 
-    def height(losses: Array) -> Callable[[Array], Array]:
-        return lambda w: barrier(w @ losses / w.sum(1, keepdims=True), steps)
+    def height(losses: Array) -> Statistic:
+        return lambda w: barriers(w, losses, steps)
 
     for name, metric in (("matched", "symmetry_barrier"), ("bare", "symmetry_barrier_bare")):
-        value = bootstrap(height(path[name]), len(path[name]), conf.resamples, scene.clusters)
-        null = float(barrier(path["random"].mean(0), steps)) if name == "matched" else None
-        found.metrics[metric] = Measure(*value, n=len(path[name]), null=null)
+        n = path[name].shape[1]
+        value = bootstrap(height(path[name]), n, conf.resamples, scene.clusters)
+        null = at_ones(height(path["random"]), n) if name == "matched" else None
+        found.metrics[metric] = Measure(*value, n=n, null=null)
     found.curves["path"] = [
-        _rounded({"t": t} | {name: float(losses[:, i].mean()) for name, losses in path.items()})
-        for i, t in enumerate(steps)
+        _rounded({"t": t} | {name: float(losses[i].mean()) for name, losses in path.items()})
+        for i, t in enumerate(steps.tolist())
     ]
 
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from eqbench.curvature.hessian import Hessian
@@ -14,7 +13,7 @@ from eqbench.curvature.trace import quadratic_trace
 from eqbench.errors import Failed
 from eqbench.results import Measure
 from eqbench.schema import GroupLandscape
-from eqbench.stats import Array
+from eqbench.stats import Array, jackknife_error, student
 
 
 def norm_ratio(a: Tensor, b: Tensor, weights: Array, null: float | None = None) -> Measure:
@@ -31,8 +30,8 @@ def norm_ratio(a: Tensor, b: Tensor, weights: Array, null: float | None = None) 
     k = len(a)
     w = np.vstack([np.ones(k), 1 - np.eye(k)]) * weights
     value, *without = ((w @ over * w).sum(1).clip(0) / (w @ under * w).sum(1)) ** 0.5
-    half = float(stdtrit(k - 1, 0.975)) * math.sqrt((k - 1) / k * float(np.square(without - np.mean(without)).sum()))
-    return Measure(float(value), max(float(value) - half, 0.0), float(value) + half, k, null=null)
+    middle, lo, hi = student(float(value), jackknife_error(np.array(without)), k)
+    return Measure(middle, max(lo, 0.0), hi, k, null=null)
 
 
 def noise_ratio(vectors: Tensor) -> float:

@@ -11,7 +11,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from eqbench.curvature.guard import guard
@@ -25,7 +24,7 @@ from eqbench.probes.landscape import objective_of
 from eqbench.probes.losses import image_losses, normalised_cross_entropy
 from eqbench.results import Measure
 from eqbench.schema import Sharpness
-from eqbench.stats import Array, bootstrap
+from eqbench.stats import Array, bootstrap, mean_interval
 from eqbench.symmetries import balance
 
 MULTIPLES = {"_half": 0.5, "": 1.0, "_double": 2.0}  # of the radius of each kind
@@ -168,5 +167,4 @@ def _over_directions(samples: Array, images: int) -> Measure:
     """The mean over random directions, with its interval by Student's t."""
     if not np.isfinite(samples).all():
         return Measure(None, n=images, reason=OVERFLOW)
-    half = float(stdtrit(len(samples) - 1, 0.975) * samples.std(ddof=1) / len(samples) ** 0.5)
-    return Measure(float(samples.mean()), float(samples.mean()) - half, float(samples.mean()) + half, images)
+    return Measure(*mean_interval(samples), images)

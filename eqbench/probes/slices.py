@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 from torch import Tensor
 
 from eqbench.curvature.guard import guard
@@ -23,7 +22,7 @@ from eqbench.probes.interpolation import OVERFLOW, interpolations
 from eqbench.probes.landscape import objective_of
 from eqbench.results import Measure
 from eqbench.schema import Slices
-from eqbench.stats import Array
+from eqbench.stats import Array, mean_interval
 
 CURVED = 1e-5  # nats by which the quadratic part of the loss rises at the step of a second difference
 
@@ -121,9 +120,7 @@ def _rise(objective: Objective, lines: list[Line]) -> Measure:
     samples = np.array([(one.losses[0] + one.losses[-1]) / 2 - middle for one in lines])
     if not np.isfinite(samples).all():
         return Measure(None, n=objective.images, reason=OVERFLOW)
-    half = float(stdtrit(len(samples) - 1, 0.975) * samples.std(ddof=1) / len(samples) ** 0.5)
-    mean = float(samples.mean())
-    return Measure(mean, mean - half, mean + half, objective.images)
+    return Measure(*mean_interval(samples), objective.images)
 
 
 def _entry(one: Line) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from eqbench.curvature.density import Estimate
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.lanczos import Eigenpairs, extreme_eigenpairs
 from eqbench.curvature.objective import Objective
 from eqbench.results import Measure
+from eqbench.stats import jackknife_error, student
 
 PARTS = 8  # of the images, one left out at a time
 
@@ -73,10 +73,9 @@ def _jackknifed(
     p = len(left_out)
     if p < 2:
         return Measure(float(value), n=images, null=null, reason=reason)
-    error = float(((p - 1) / p * (left_out - left_out.mean()).square().sum()).sqrt())
-    estimate = Estimate.of(float(value), error, p)
-    hi = estimate.hi if null is None else min(estimate.hi, 1.0)  # a share is at most one
-    return Measure(estimate.value, estimate.lo, hi, images, null=null, reason=reason)
+    middle, lo, hi = student(float(value), jackknife_error(left_out.double().cpu().numpy()), p)
+    hi = hi if null is None else min(hi, 1.0)  # a share is at most one
+    return Measure(middle, lo, hi, images, null=null, reason=reason)
 
 
 def tempered_maximum(objective: Objective, start: Tensor) -> tuple[Measure, int]:

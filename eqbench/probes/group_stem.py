@@ -1,7 +1,5 @@
-"""The loss on the straight line between weights and their images under a group, and the pairs of filters in the stem."""
+"""The pairs of filters that see the image, each the other's image under a group."""
 
-import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,42 +7,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from eqbench.curvature.objective import Objective
 from eqbench.groups import FiniteGroup
-from eqbench.groups.twin import reset_batch_norm
 from eqbench.groups.weights import act_on_weights
-from eqbench.probes.losses import image_losses
-from eqbench.stats import Array
 
 DRAWS = 8  # random stems
-
-
-@torch.no_grad()
-def losses_between(objective: Objective, start: Tensor, end: Tensor, inside: Sequence[float]) -> Array:
-    """The loss of each image at (1 - t) start + t end for each t, (t, n), with batch norms' statistics taken anew.
-
-    Without that, the variance of channels that cancel each other collapses (Jordan et al. 2023, ICLR: REPAIR).
-    """
-    rows = []
-    for t in inside:
-        theta = start + t * (end - start)
-        module = copy.deepcopy(objective.module)
-        for p, piece in zip((p for p in module.parameters() if p.requires_grad), objective.split(theta), strict=True):
-            p.copy_(piece)
-        reset_batch_norm(module, (x for x, _ in objective.batches))
-        rows.append(image_losses(Objective(module, objective.batches)))
-    return np.stack(rows)
-
-
-def barrier(losses: Array, steps: Sequence[float]) -> Array:
-    """max_t L(t) - (1 - t) L(0) - t L(1) of losses (..., steps), t from 0 to 1 (Frankle et al. 2020, ICML).
-
-    >>> float(barrier(np.array([1.0, 2.5, 2.0]), [0.0, 0.5, 1.0]))
-    1.0
-    """
-    t = np.asarray(steps)
-    above: Array = losses - (1 - t) * losses[..., :1] - t * losses[..., -1:]
-    return above.max(-1)
 
 
 def stem_pairing(network: nn.Module, group: FiniteGroup, g: Any) -> tuple[float, float] | None:
