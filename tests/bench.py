@@ -16,11 +16,11 @@ import eqbench
 from eqbench.config import load_suite
 from eqbench.features import Taps
 from eqbench.groups import get, get_finite
-from eqbench.probes import layers
 from eqbench.probes.base import forward_orbit
-from eqbench.probes.lie_directions import Velocities, blurred, controls
-from eqbench.probes.lie_tally import squares
-from eqbench.probes.lie_tangents import METHODS, Jacobian
+from eqbench.probes.derivatives.directions import Velocities, blurred, controls
+from eqbench.probes.derivatives.tally import squares
+from eqbench.probes.derivatives.tangents import METHODS, Jacobian
+from eqbench.probes.ladders import layers
 from eqbench.probes.notebook import tensor_subject
 from eqbench.schema import Orbit
 

@@ -10,7 +10,8 @@ from torch import nn
 import eqbench
 from eqbench.errors import Unsupported
 from eqbench.groups import get
-from eqbench.probes import ablation, circuit_units
+from eqbench.probes import ablation
+from eqbench.probes.circuitry import units as circuit_units
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Status
 

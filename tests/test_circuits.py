@@ -13,11 +13,15 @@ from torch import nn
 import eqbench
 from eqbench.errors import Unsupported
 from eqbench.groups import get
-from eqbench.probes import circuit_halves, circuit_pictures, circuit_units, circuit_weights, circuits
-from eqbench.probes.circuit_graph import fitting
-from eqbench.probes.circuit_numbers import Strand, census_strands, measures
-from eqbench.probes.circuit_trace import trace
-from eqbench.probes.circuit_units import Census, match_units
+from eqbench.probes import circuits
+from eqbench.probes.circuitry import halves as circuit_halves
+from eqbench.probes.circuitry import pictures as circuit_pictures
+from eqbench.probes.circuitry import units as circuit_units
+from eqbench.probes.circuitry import weights as circuit_weights
+from eqbench.probes.circuitry.graph import fitting
+from eqbench.probes.circuitry.numbers import Strand, census_strands, measures
+from eqbench.probes.circuitry.trace import trace
+from eqbench.probes.circuitry.units import Census, match_units
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Status
 
@@ -204,7 +208,7 @@ def test_streams_are_found_by_where_gradients_stay():
 
 def test_ties_need_the_masked_gradient(monkeypatch):
     """If it were enough that any gradient arrives, queries would count as values."""
-    monkeypatch.setattr("eqbench.probes.circuit_trace.LOCAL", -1.0)
+    monkeypatch.setattr("eqbench.probes.circuitry.trace.LOCAL", -1.0)
     one = {weight.name: weight for weight in trace(Parts(), pictures(2, 9)).weights}
     assert one["q"].writes is one["out"].reads
 

@@ -8,8 +8,9 @@ import torch
 
 from eqbench import cli, data, models, options, preprocessing
 from eqbench.groups import get
-from eqbench.probes import circuit_units, circuits
+from eqbench.probes import circuits
 from eqbench.probes.base import Subject
+from eqbench.probes.circuitry import units as circuit_units
 from eqbench.schema import Circuits, Split
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,8 @@ from eqbench.curvature.lanczos import extreme_eigenpairs
 from eqbench.curvature.objective import Objective, prepare
 from eqbench.curvature.trace import deflated_trace
 from eqbench.errors import Failed, Unsupported
-from eqbench.probes import landscape, spectrum
+from eqbench.probes import spectrum
+from eqbench.probes.landscape import objectives as landscape
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Status
 from eqbench.schema import Spectrum

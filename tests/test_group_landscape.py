@@ -15,8 +15,8 @@ from eqbench.errors import Unsupported
 from eqbench.groups import get
 from eqbench.groups.twin import symmetrise
 from eqbench.groups.weights import act_on_weights, law_error
-from eqbench.probes.group_action import Reordering, absorbed, actions, canonical, check_law
-from eqbench.probes.group_tangents import noise_ratio, norm_ratio
+from eqbench.probes.landscape.group_action import Reordering, absorbed, actions, canonical, check_law
+from eqbench.probes.landscape.group_tangents import noise_ratio, norm_ratio
 from eqbench.symmetries.permutation import find_spaces, general_position, permute
 
 VIT = {"num_classes": 10, "img_size": 32}

@@ -16,13 +16,13 @@ import eqbench
 from eqbench.errors import Unsupported, UserError
 from eqbench.features import Kind, Layer, Taps
 from eqbench.groups import FiniteGroup, get
-from eqbench.probes import ladder as ladders
-from eqbench.probes import layers
 from eqbench.probes.base import Subject
-from eqbench.probes.ladder import CHANCE, RUNGS, Ladder
+from eqbench.probes.ladders import ladder as ladders
+from eqbench.probes.ladders import layers
+from eqbench.probes.ladders.ladder import CHANCE, RUNGS, Ladder
+from eqbench.probes.ladders.positions import Positions
+from eqbench.probes.ladders.similarity import NormalisedVariance, hsic, unrelated
 from eqbench.probes.notebook import tensor_subject
-from eqbench.probes.positions import Positions
-from eqbench.probes.similarity import NormalisedVariance, hsic, unrelated
 from eqbench.results import Status
 from eqbench.schema import Orbit
 
@@ -133,8 +133,8 @@ def test_against_a_dense_reference(group):
     ("place", "mutant"),
     [
         ("eqbench.groups.lattice.LatticeGroup.inverse", lambda self, g: g),  # R_g for R_g^-1
-        ("eqbench.probes.ladder.match", lambda scores: torch.arange(len(scores))),
-        ("eqbench.probes.ladder.Ladder.solve", None),  # fitted to the images that it is judged on
+        ("eqbench.probes.ladders.ladder.match", lambda scores: torch.arange(len(scores))),
+        ("eqbench.probes.ladders.ladder.Ladder.solve", None),  # fitted to the images that it is judged on
     ],
 )
 def test_the_reference_notices_a_mutation(monkeypatch, place, mutant):
@@ -534,8 +534,8 @@ class Circular(Smooth):
 @pytest.mark.parametrize(("least", "few"), [(7, 5), (40, 100), (1000, 20)])
 @pytest.mark.parametrize("group", ["hflip", "d4", "d4_shifted", "smooth"])
 def test_positions_read_what_moving_the_whole_map_gives(monkeypatch, group, least, few, last):
-    monkeypatch.setattr("eqbench.probes.positions.LEAST", least)
-    monkeypatch.setattr("eqbench.probes.positions.FEW", few)
+    monkeypatch.setattr("eqbench.probes.ladders.positions.LEAST", least)
+    monkeypatch.setattr("eqbench.probes.ladders.positions.FEW", few)
     group = Smooth() if group == "smooth" else get(group)
     z = torch.randn(3, 9 * 9, 5).mT.unflatten(-1, (9, 9))
     z = z if last else z.contiguous()
@@ -568,7 +568,7 @@ def test_every_position_is_read_equally_often():
 @pytest.mark.parametrize(("group", "most", "cells"), [("d4", 40, 40), ("d4", 81, 81), ("circular", 40, 81)])
 def test_images_are_compared_at_whole_orbits(monkeypatch, group, most, cells, last):
     """So that inner products of turned maps are those of the maps; all of them if there is but one orbit."""
-    monkeypatch.setattr("eqbench.probes.positions.ORBITS", most)
+    monkeypatch.setattr("eqbench.probes.ladders.positions.ORBITS", most)
     group = Circular() if group == "circular" else get(group)
     places = Positions((2, 9, 9), group, 9, CPU)
     z = torch.randn(3, 81, 2, dtype=torch.float64).mT.unflatten(-1, (9, 9))
@@ -584,7 +584,7 @@ def test_positions_drawn_give_nearly_the_error_of_all(monkeypatch):
     torch.manual_seed(0)
     module, x = net(), pictures(48, 65)
     some, _ = measured(module, x, "hflip")
-    monkeypatch.setattr("eqbench.probes.positions.LEAST", 10**6)
+    monkeypatch.setattr("eqbench.probes.ladders.positions.LEAST", 10**6)
     every, _ = measured(module, x, "hflip")
     for rung in RUNGS:
         assert value(some, "0", rung) == pytest.approx(value(every, "0", rung), rel=0.06)

@@ -15,7 +15,7 @@ from eqbench.groups.base import LieGroup
 from eqbench.groups.spatial import SpatialGroup
 from eqbench.models import seeded
 from eqbench.probes import lie
-from eqbench.probes.lie_directions import Velocities, blurred, controls, phases
+from eqbench.probes.derivatives.directions import Velocities, blurred, controls, phases
 from eqbench.probes.notebook import tensor_subject
 from eqbench.schema import Lie
 
@@ -185,7 +185,7 @@ def test_a_control_without_the_spectrum_is_found_out(monkeypatch):
     net = nn.Sequential(nn.AvgPool2d(6), nn.Flatten(), nn.Linear(48, 30))
     before = measured(net, pictures(), "affine").metrics["lie_ratio"].value
     white = lambda v, first, count: torch.randn(count, *v.shape[1:]) * (len(v) / v[0, 0].numel()) ** 0.5  # noqa: E731
-    monkeypatch.setattr("eqbench.probes.lie_tally.controls", white)
+    monkeypatch.setattr("eqbench.probes.derivatives.tally.controls", white)
     after = measured(net, pictures(), "affine").metrics["lie_ratio"].value
     assert 0.4 < before < 2 < 3 * before < after
 

@@ -8,9 +8,9 @@ from torch.func import jacrev
 
 from eqbench.features import Taps
 from eqbench.groups import get
-from eqbench.probes import lie_attribution as chain
-from eqbench.probes.lie_directions import Velocities
-from eqbench.probes.lie_tangents import METHODS, Jacobian
+from eqbench.probes.derivatives import attribution as chain
+from eqbench.probes.derivatives.directions import Velocities
+from eqbench.probes.derivatives.tangents import METHODS, Jacobian
 
 SIZE, IMAGES = 12, 2
 

@@ -7,9 +7,9 @@ from torch import nn
 import eqbench
 from eqbench.groups import get
 from eqbench.groups.translation import AXES
-from eqbench.probes import lie_compat
-from eqbench.probes.lie_compat import derivatives, tangent
-from eqbench.probes.lie_directions import Velocities
+from eqbench.probes.derivatives import compat
+from eqbench.probes.derivatives.compat import derivatives, tangent
+from eqbench.probes.derivatives.directions import Velocities
 from eqbench.probes.notebook import tensor_subject
 from eqbench.schema import Lie
 
@@ -61,7 +61,7 @@ def test_published_numbers(tiny, image, generator):
 def test_central_differences_give_other_numbers(tiny, image, monkeypatch):
     """What this probe measures by default is not what lie-deriv does."""
     velocity = get("translation").velocity(image, "translation_x") * (SIZE - 1) / 2
-    monkeypatch.setattr(lie_compat, "tangent", lambda x, generator: (x, -velocity))
+    monkeypatch.setattr(compat, "tangent", lambda x, generator: (x, -velocity))
     found = derivatives(tiny, image, "translation_x")
     assert abs(float(found.abs().mean()) / PUBLISHED["translation_x"][0] - 1) > 1e-2
 
@@ -90,7 +90,7 @@ def test_as_a_probe(tiny, image):
     scaled = (x - low) / (high - low)
     mean, std = [float(-low / (high - low))] * 3, [float(1 / (high - low))] * 3
     subject = tensor_subject(tiny, scaled, mean=mean, std=std, batch=3)
-    found = lie_compat.run(subject, get("translation"), Lie(images=8, compat="lie-deriv"))
+    found = compat.run(subject, get("translation"), Lie(images=8, compat="lie-deriv"))
     each = torch.stack([derivatives(tiny, x, X) for X in get("translation").generators()])
     assert found.metrics["lie_deriv_abs"].value == pytest.approx(float(each.abs().mean()), rel=1e-4)
     assert found.metrics["lie_deriv_square"].value == pytest.approx(float(each.square().mean()), rel=1e-4)

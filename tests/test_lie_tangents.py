@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from eqbench.features import Taps
-from eqbench.probes import lie_tangents
-from eqbench.probes.lie_tangents import METHODS, Jacobian
+from eqbench.probes.derivatives import tangents as lie_tangents
+from eqbench.probes.derivatives.tangents import METHODS, Jacobian
 
 F = nn.functional
 BATCHED, SINGLE, DIFFERENCES = METHODS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqbench.probes.matching import Moments, channels, match
+from eqbench.probes.ladders.matching import Moments, channels, match
 
 
 def maps(offset=0.0, seed=0, n=12, c=6, dtype=torch.float32):

@@ -13,10 +13,11 @@ from torch.nn.functional import mse_loss
 
 import eqbench
 from eqbench.curvature.objective import Objective
-from eqbench.probes import ascent, sharpness
-from eqbench.probes.ascent import Ball, ascend
-from eqbench.probes.kinks import kink_ratios
-from eqbench.probes.losses import image_losses, normalised_cross_entropy
+from eqbench.probes import sharpness
+from eqbench.probes.landscape import ascent
+from eqbench.probes.landscape.ascent import Ball, ascend
+from eqbench.probes.landscape.kinks import kink_ratios
+from eqbench.probes.landscape.losses import image_losses, normalised_cross_entropy
 from eqbench.probes.sharpness import Kind, Place
 from eqbench.results import Status
 from eqbench.symmetries import balance

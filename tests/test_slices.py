@@ -12,10 +12,11 @@ from torch.nn.functional import mse_loss
 import eqbench
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.objective import Objective
-from eqbench.probes import directions, gauge_orbits, interpolation, slices
-from eqbench.probes.directions import filter_normalised, on_support
-from eqbench.probes.gauge_orbits import along_orbits, orbit_rise
-from eqbench.probes.interpolation import barriers, path_losses
+from eqbench.probes import slices
+from eqbench.probes.landscape import directions, gauge_orbits, interpolation
+from eqbench.probes.landscape.directions import filter_normalised, on_support
+from eqbench.probes.landscape.gauge_orbits import along_orbits, orbit_rise
+from eqbench.probes.landscape.interpolation import barriers, path_losses
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Status
 from eqbench.schema import Slices

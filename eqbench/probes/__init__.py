@@ -1,4 +1,4 @@
-"""Measurement procedures: a probe a file; `measure` runs one, `probe` runs one on a module in a notebook."""
+"""Measurement procedures: a probe a file, its machinery in a folder; `measure` runs one, `probe` runs one on a module."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -14,10 +14,10 @@ from eqbench.groups.twin import blank, reset_batch_norm
 from eqbench.layouts import Layout
 from eqbench.models import Network
 from eqbench.probes.base import Finding, Subject, check_labels, forward_orbit
-from eqbench.probes.circuit_graph import Port, entries, fitting
-from eqbench.probes.circuit_halves import first, split
-from eqbench.probes.circuit_trace import trace
-from eqbench.probes.circuit_units import match_units
+from eqbench.probes.circuitry.graph import Port, entries, fitting
+from eqbench.probes.circuitry.halves import first, split
+from eqbench.probes.circuitry.trace import trace
+from eqbench.probes.circuitry.units import match_units
 from eqbench.probes.orbit import accuracies, shares
 from eqbench.results import Measure
 from eqbench.schema import Ablation

@@ -16,14 +16,14 @@ from eqbench.groups import FiniteGroup
 from eqbench.groups.lattice import HALF_TURN, LatticeGroup
 from eqbench.groups.twin import blank, reset_batch_norm
 from eqbench.models import Network
-from eqbench.probes import circuit_pictures as pictures
 from eqbench.probes.base import Finding, Subject
-from eqbench.probes.circuit_graph import Graph, Port, Weight, entries, fitting
-from eqbench.probes.circuit_halves import Halves, first, split
-from eqbench.probes.circuit_numbers import Strand, census_strands, families_of, measures, shares, weight_strands
-from eqbench.probes.circuit_trace import trace
-from eqbench.probes.circuit_units import QUANTILE, Census, Units, match_units, take_census
-from eqbench.probes.circuit_weights import (
+from eqbench.probes.circuitry import pictures
+from eqbench.probes.circuitry.graph import Graph, Port, Weight, entries, fitting
+from eqbench.probes.circuitry.halves import Halves, first, split
+from eqbench.probes.circuitry.numbers import Strand, census_strands, families_of, measures, shares, weight_strands
+from eqbench.probes.circuitry.trace import trace
+from eqbench.probes.circuitry.units import QUANTILE, Census, Units, match_units, take_census
+from eqbench.probes.circuitry.weights import (
     Products,
     applied_weights,
     head_products,
@@ -39,7 +39,7 @@ def run(subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf:
     """Measure one network under one group.
 
     The curves are `census`, for each layer the shares of units that are `fixed`, in a `pair`, in an `orbit4` of four, in an
-    `other` family or `unmatched`; and those of `circuit_pictures`.
+    `other` family or `unmatched`; and those of `circuitry.pictures`.
 
     Raises:
         Unsupported: no layer can be read, or the group moves the cells of none.

@@ -15,11 +15,11 @@ from eqbench.errors import Failed, Unsupported
 from eqbench.groups import FiniteGroup
 from eqbench.groups.twin import ALIGNED
 from eqbench.probes.base import Finding, Subject
-from eqbench.probes.group_action import Actions, Reordering, actions
-from eqbench.probes.group_scene import Scene
-from eqbench.probes.group_stem import stem_pairing
-from eqbench.probes.group_tangents import curvature_gaps, noise_ratio, norm_ratio
-from eqbench.probes.interpolation import barriers, path_losses
+from eqbench.probes.landscape.group_action import Actions, Reordering, actions
+from eqbench.probes.landscape.group_scene import Scene
+from eqbench.probes.landscape.group_stem import stem_pairing
+from eqbench.probes.landscape.group_tangents import curvature_gaps, noise_ratio, norm_ratio
+from eqbench.probes.landscape.interpolation import barriers, path_losses
 from eqbench.results import Measure
 from eqbench.schema import GroupLandscape
 from eqbench.stats import Array, Statistic, at_ones, bootstrap, mean_interval

@@ -17,12 +17,12 @@ from eqbench.errors import Unsupported
 from eqbench.features import Kind, Taps
 from eqbench.features import Layer as Tapped
 from eqbench.groups import Group, LieGroup
-from eqbench.probes import lie_compat
 from eqbench.probes.base import Finding, Subject, check_logits
-from eqbench.probes.lie_attribution import blocks, contributions, cuts
-from eqbench.probes.lie_directions import Velocities, blurred, controls
-from eqbench.probes.lie_tally import Tally, tally
-from eqbench.probes.lie_tangents import Jacobian
+from eqbench.probes.derivatives import compat
+from eqbench.probes.derivatives.attribution import blocks, contributions, cuts
+from eqbench.probes.derivatives.directions import Velocities, blurred, controls
+from eqbench.probes.derivatives.tally import Tally, tally
+from eqbench.probes.derivatives.tangents import Jacobian
 from eqbench.results import Layer, Measure
 from eqbench.schema import Lie
 from eqbench.stats import Array, bootstrap, intervals
@@ -45,7 +45,7 @@ def run(subject: Subject, group: LieGroup, placebo: Group | None, conf: Lie) -> 
         Failed: derivatives that are not finite.
     """
     if conf.compat:
-        return lie_compat.run(subject, group, conf)
+        return compat.run(subject, group, conf)
     x = next(iter(subject.batches(subject.size)))[:2].to(subject.device)
     with torch.no_grad():
         check_logits(subject.network(x), x)

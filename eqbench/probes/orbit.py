@@ -18,8 +18,8 @@ from eqbench.groups import FiniteGroup
 from eqbench.groups.twin import ALIGNED, reset_batch_norm, symmetrise
 from eqbench.metrics import METRICS
 from eqbench.metrics.ladder import LADDER
-from eqbench.probes import layers
 from eqbench.probes.base import Finding, Subject, another, check_labels, check_logits, log_mean_exp, mean_entropy
+from eqbench.probes.ladders import layers
 from eqbench.results import Layer, Measure
 from eqbench.schema import Orbit
 from eqbench.stats import Array, Statistic, at_ones, bootstrap

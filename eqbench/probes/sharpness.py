@@ -17,11 +17,11 @@ from eqbench.curvature.guard import guard
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed
 from eqbench.groups import Group
-from eqbench.probes.ascent import Ball, Highest, ascend
 from eqbench.probes.base import Finding, Subject
-from eqbench.probes.kinks import kink_ratios
-from eqbench.probes.landscape import objective_of
-from eqbench.probes.losses import image_losses, normalised_cross_entropy
+from eqbench.probes.landscape.ascent import Ball, Highest, ascend
+from eqbench.probes.landscape.kinks import kink_ratios
+from eqbench.probes.landscape.losses import image_losses, normalised_cross_entropy
+from eqbench.probes.landscape.objectives import objective_of
 from eqbench.results import Measure
 from eqbench.schema import Sharpness
 from eqbench.stats import Array, bootstrap, mean_interval

@@ -16,10 +16,10 @@ from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed, Unsupported
 from eqbench.groups import Group
 from eqbench.probes.base import Finding, Subject
-from eqbench.probes.directions import filter_normalised
-from eqbench.probes.gauge_orbits import along_orbits, orbit_rise
-from eqbench.probes.interpolation import OVERFLOW, interpolations
-from eqbench.probes.landscape import objective_of
+from eqbench.probes.landscape.directions import filter_normalised
+from eqbench.probes.landscape.gauge_orbits import along_orbits, orbit_rise
+from eqbench.probes.landscape.interpolation import OVERFLOW, interpolations
+from eqbench.probes.landscape.objectives import objective_of
 from eqbench.results import Measure
 from eqbench.schema import Slices
 from eqbench.stats import Array, mean_interval

@@ -15,8 +15,8 @@ from eqbench.curvature.trace import quadratic_trace
 from eqbench.errors import Failed
 from eqbench.groups import Group
 from eqbench.probes.base import Finding, Subject
-from eqbench.probes.landscape import objective_of
-from eqbench.probes.spectrum_gradient import gradient_numbers, tempered_maximum
+from eqbench.probes.landscape.objectives import objective_of
+from eqbench.probes.landscape.spectrum_gradient import gradient_numbers, tempered_maximum
 from eqbench.results import Measure
 from eqbench.schema import Spectrum
 

@@ -16,7 +16,7 @@ from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed, Unsupported
 from eqbench.groups import Group
 from eqbench.probes.base import Finding, Subject
-from eqbench.probes.landscape import objective_of
+from eqbench.probes.landscape.objectives import objective_of
 from eqbench.results import Measure
 from eqbench.schema import Symmetries
 from eqbench.symmetries import dataflow, permutation, shifts

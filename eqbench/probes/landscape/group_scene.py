@@ -14,8 +14,8 @@ from eqbench.curvature.objective import Objective
 from eqbench.errors import Unsupported
 from eqbench.groups import FiniteGroup
 from eqbench.probes.base import Subject, check_labels, forward_each
-from eqbench.probes.group_action import canonical
-from eqbench.probes.losses import image_losses
+from eqbench.probes.landscape.group_action import canonical
+from eqbench.probes.landscape.losses import image_losses
 from eqbench.schema import GroupLandscape
 from eqbench.stats import Array
 

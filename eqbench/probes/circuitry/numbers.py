@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eqbench.probes.circuit_units import Census
-from eqbench.probes.circuit_weights import Products, cosine
+from eqbench.probes.circuitry.units import Census
+from eqbench.probes.circuitry.weights import Products, cosine
 from eqbench.results import Measure
 from eqbench.stats import LEVEL, Array, Statistic, resamples
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from eqbench.groups import FiniteGroup, get
 from eqbench.groups.lattice import HALF_TURN
-from eqbench.probes.circuit_graph import Port, Weight
-from eqbench.probes.circuit_units import Units, listening, order
-from eqbench.probes.matching import Moments
+from eqbench.probes.circuitry.graph import Port, Weight
+from eqbench.probes.circuitry.units import Units, listening, order
+from eqbench.probes.ladders.matching import Moments
 
 FAMILIES, MEMBERS, PIXELS = 6, 8, 8  # shown at most: families a picture, members a family, pixels a kernel's side
 LAYERS = 3  # the first layers, whose families have tuning curves

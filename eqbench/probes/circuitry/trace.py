@@ -14,7 +14,7 @@ from eqbench import families
 from eqbench.errors import Unsupported
 from eqbench.layouts import Declarations, Layout, Unknown
 from eqbench.models import Network
-from eqbench.probes.circuit_graph import Graph, Heads, Port, Space, Weight, given
+from eqbench.probes.circuitry.graph import Graph, Heads, Port, Space, Weight, given
 
 LOCAL = 0.75  # share of a gradient's energy on the channels asked for, a half of them: 1 if they are kept, 0.5 if mixed
 

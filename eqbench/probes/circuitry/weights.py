@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from eqbench.errors import Misfit
 from eqbench.groups import FiniteGroup
 from eqbench.models import Network
-from eqbench.probes.circuit_graph import Graph, Heads, Weight
-from eqbench.probes.circuit_units import Units
+from eqbench.probes.circuitry.graph import Graph, Heads, Weight
+from eqbench.probes.circuitry.units import Units
 from eqbench.stats import Array
 
 ROUNDING = 1e-9  # a weight that differs from its image by less is left in place

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqbench.probes.lie_tangents import Jacobian, Maps
+from eqbench.probes.derivatives.tangents import Jacobian, Maps
 from eqbench.stats import Array
 
 PART = re.compile(r"(\[\d+\])?(:prefix)?$")  # of the name of a layer that is one of several tensors of its block

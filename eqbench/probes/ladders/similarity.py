@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from eqbench.probes.matching import ROUNDING
+from eqbench.probes.ladders.matching import ROUNDING
 
 
 def hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741

@@ -16,7 +16,7 @@ from eqbench.features import Taps
 from eqbench.groups import LieGroup
 from eqbench.models import Network
 from eqbench.probes.base import Finding, Subject, check_logits
-from eqbench.probes.lie_tangents import Jacobian
+from eqbench.probes.derivatives.tangents import Jacobian
 from eqbench.results import Measure
 from eqbench.schema import Lie
 from eqbench.stats import intervals

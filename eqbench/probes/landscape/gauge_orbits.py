@@ -9,8 +9,8 @@ from torch import Tensor
 
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Unsupported
-from eqbench.probes.directions import on_support
-from eqbench.probes.losses import image_losses
+from eqbench.probes.landscape.directions import on_support
+from eqbench.probes.landscape.losses import image_losses
 from eqbench.results import Measure
 from eqbench.symmetries.dataflow import trace
 from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, propose

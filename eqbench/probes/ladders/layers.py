@@ -14,8 +14,8 @@ from eqbench.features import Kind, Taps
 from eqbench.groups import FiniteGroup
 from eqbench.metrics.ladder import LADDER
 from eqbench.probes.base import Subject
-from eqbench.probes.ladder import CHANCE, COMPARED, RUNGS, Ladder
-from eqbench.probes.similarity import unrelated
+from eqbench.probes.ladders.ladder import CHANCE, COMPARED, RUNGS, Ladder
+from eqbench.probes.ladders.similarity import unrelated
 from eqbench.results import Layer, Measure
 from eqbench.schema import Orbit
 from eqbench.stats import Array, Statistic, intervals

@@ -16,9 +16,9 @@ from torch import Tensor
 from eqbench.errors import Unsupported
 from eqbench.features import Kind, Layer
 from eqbench.groups import FiniteGroup
-from eqbench.probes.matching import Moments, match, reciprocal
-from eqbench.probes.positions import Positions
-from eqbench.probes.similarity import NormalisedVariance, gram, hsic
+from eqbench.probes.ladders.matching import Moments, match, reciprocal
+from eqbench.probes.ladders.positions import Positions
+from eqbench.probes.ladders.similarity import NormalisedVariance, gram, hsic
 
 RUNGS = ("trivial", "spatial", "permuted", "fitted")
 COMPARED = 5  # images of a batch, at least: of four, HSIC_1 is the same when these are exchanged two by two

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from eqbench.errors import Failed
 from eqbench.groups import FiniteGroup
 from eqbench.models import Network
-from eqbench.probes.circuit_graph import Graph, Heads, Port, Space, given
-from eqbench.probes.circuit_halves import Halves
-from eqbench.probes.matching import Moments, match
+from eqbench.probes.circuitry.graph import Graph, Heads, Port, Space, given
+from eqbench.probes.circuitry.halves import Halves
+from eqbench.probes.ladders.matching import Moments, match
 
 QUANTILE = 0.95  # of the null's correlations: what a matched unit must exceed
 

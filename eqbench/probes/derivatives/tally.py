@@ -12,9 +12,9 @@ from eqbench.features import Kind
 from eqbench.features import Layer as Tapped
 from eqbench.groups.spatial import SpatialGroup
 from eqbench.probes.base import Subject
-from eqbench.probes.lie_attribution import Attribution, attribute
-from eqbench.probes.lie_directions import Velocities, blurred, controls
-from eqbench.probes.lie_tangents import Jacobian, Maps
+from eqbench.probes.derivatives.attribution import Attribution, attribute
+from eqbench.probes.derivatives.directions import Velocities, blurred, controls
+from eqbench.probes.derivatives.tangents import Jacobian, Maps
 from eqbench.schema import Lie
 from eqbench.stats import Array
 

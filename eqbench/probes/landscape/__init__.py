@@ -1,0 +1,1 @@
+"""The loss around a network's weights: what the probes of the landscape share."""
