@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench reliability clean
 
 help:
 	@echo "make demo    run suite demo and print the page's path"
@@ -10,6 +10,7 @@ help:
 	@echo "make lint    format, lint and types alone"
 	@echo "make format  rewrite the sources in the project's format"
 	@echo "make bench   speed, to reports/bench.csv"
+	@echo "make reliability  what was broken on purpose and survived, to reports/reliability.md"
 	@echo "make clean   remove .venv and caches; weights, results and reports stay"
 
 .venv/.demo: pyproject.toml
@@ -44,6 +45,9 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python tests/bench.py
+
+reliability: .venv/.dev
+	$(BIN)/python tests/reliability.py
 
 clean:
 	rm -rf .venv .snakemake .pytest_cache .mypy_cache .ruff_cache *.egg-info
