@@ -28,6 +28,9 @@ os.environ.update(
     MALLOC_MMAP_MAX_="0",
     MALLOC_TRIM_THRESHOLD_=str(2**40),
 )
+# A job that was sent elsewhere need not have a network, and must not wait for one: what it reads was fetched before, here.
+if workflow.remote_exec:
+    os.environ["HF_HUB_OFFLINE"] = "1"
 # Every output is written whole: what a killed run left behind is either absent or true.
 if workflow.dag_settings is not None:  # there are none under --lint
     workflow.dag_settings.force_incomplete = True
@@ -106,6 +109,11 @@ wildcard_constraints:
     state=r"init|final|epoch-\d+",
 
 
+# A limit (`--resources gpu=2`) is how many GPUs this machine has, not how many a cluster may give.
+resource_scopes:
+    gpu="local",
+
+
 report: "eqbench/templates/workflow.rst"
 
 
@@ -145,6 +153,7 @@ rule train:
     conda:
         "environment.yml"
     resources:
+        gpu=1,
         overrides=ARGS,
     params:
         weights=weights_params,
@@ -165,6 +174,7 @@ rule probe:
     conda:
         "environment.yml"
     resources:
+        gpu=1,
         overrides=ARGS,
     params:
         cells=cell_params,
