@@ -18,6 +18,7 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from eqbench import config as eqconf
+from eqbench import locks
 from eqbench.errors import UserError, unknown
 
 min_version("9.19")
@@ -30,7 +31,7 @@ os.environ.update(
 )
 # A job that was sent elsewhere need not have a network, and must not wait for one: what it reads was fetched before, here.
 if workflow.remote_exec:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.update(HF_HUB_OFFLINE="1")
 # Every output is written whole: what a killed run left behind is either absent or true.
 if workflow.dag_settings is not None:  # there are none under --lint
     workflow.dag_settings.force_incomplete = True
@@ -64,6 +65,8 @@ try:
     PLAN = eqconf.load_suite(str(config["suite"]) if config.get("suite") else None, OVERRIDES)
     PLAN.stamps(list(PLAN.cells))
     STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
+    if workflow.is_main_process:
+        locks.adopt(Path(".snakemake"))
 except UserError as error:
     print(f"eqbench: error: {error}", file=sys.stderr)
     sys.exit(2)

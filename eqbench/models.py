@@ -30,8 +30,12 @@ PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic", "crop_
 
 
 def device() -> torch.device:
-    """The device that everything runs on: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that everything runs on: the GPU if there is one.
+
+    Not every cluster hides from a job the GPUs that it did not ask for: without one of its own, it leaves them alone.
+    """
+    given = "SLURM_JOB_ID" not in os.environ or "CUDA_VISIBLE_DEVICES" in os.environ
+    return torch.device("cuda" if given and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
