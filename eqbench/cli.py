@@ -14,6 +14,7 @@ from pathlib import Path
 from eqbench import __version__
 from eqbench.config import Plan, load_suite
 from eqbench.errors import UserError, one_line, unknown
+from eqbench.locks import held
 from eqbench.metrics import METRICS
 from eqbench.options import ids, load, parse_overrides, plain
 from eqbench.weights import card_path
@@ -53,8 +54,10 @@ def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
         raise UserError(
             f"model '{names['model']}' is trained here: `python -m eqbench train model={names['model']} seed={_seed(names)}`"
         )
-    fetch(names["model"], conf, _seed(names), WEIGHTS, plan.weights(names["model"]))
-    print(card_path(WEIGHTS, names["model"], _seed(names)))
+    card = card_path(WEIGHTS, names["model"], _seed(names))
+    with held(card.with_name(".lock")):
+        fetch(names["model"], conf, _seed(names), WEIGHTS, plan.weights(names["model"]))
+    print(card)
 
 
 def train(names: dict[str, str], overrides: Sequence[str]) -> None:
@@ -72,18 +75,20 @@ def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     from eqbench import groups
     from eqbench.training import train
 
-    train(
-        names["model"],
-        conf,
-        recipe,
-        recipe.data,
-        data_conf,
-        _seed(names),
-        WEIGHTS,
-        plan.weights(names["model"]),
-        augment=groups.get_finite(augment.action, augment.file) if augment else groups.get_finite("none"),
-    )
-    print(card_path(WEIGHTS, names["model"], _seed(names)))
+    card = card_path(WEIGHTS, names["model"], _seed(names))
+    with held(card.with_name(".lock")):
+        train(
+            names["model"],
+            conf,
+            recipe,
+            recipe.data,
+            data_conf,
+            _seed(names),
+            WEIGHTS,
+            plan.weights(names["model"]),
+            augment=groups.get_finite(augment.action, augment.file) if augment else groups.get_finite("none"),
+        )
+    print(card)
 
 
 def probe(names: dict[str, str], overrides: Sequence[str]) -> None:

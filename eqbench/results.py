@@ -1,9 +1,11 @@
 """The Result of a cell, its atomic writing, and its only reader (no torch)."""
 
+import errno
+import hashlib
 import json
 import math
 import os
-import tempfile
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
@@ -111,22 +113,60 @@ def identity(config: dict[str, Any], weights: str, data: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a killed process leaves nothing that looks finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        if _abandoned(left):
+            left.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, tree: Any) -> None:
-    """Sorted keys and no NaN: the same content is the same bytes."""
-    write_text(path, json.dumps(tree, sort_keys=True, indent=1, allow_nan=False) + "\n")
+def _abandoned(partial: Path) -> bool:
+    """Whether whoever wrote here was killed: a process of this machine that is no more."""
+    process, _, host = partial.name.removesuffix(".part").rpartition("@")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(process.rpartition(".")[2]), 0)
+    except OSError as error:  # EPERM: it lives, and is somebody else's
+        return error.errno == errno.ESRCH
+    return False
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Sorted keys, no NaN, and a checksum of it all: the same content is the same bytes, and other bytes are noticed."""
+    text = json.dumps(tree | {"checksum": ""}, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    write_text(path, text.replace('"checksum": ""', f'"checksum": "{_sha256(text)}"', 1))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; a file without a checksum is taken as it is.
+
+    Raises:
+        OSError, ValueError: there is no such file; it is no JSON, no mapping, or not as it was written.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        tree = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(tree, dict):
+        raise ValueError("expected keys and values")
+    claimed = tree.pop("checksum", None)
+    if claimed is not None and claimed != _sha256(text.replace(f'"checksum": "{claimed}"', '"checksum": ""', 1)):
+        raise ValueError("its checksum says that it is not as it was written")
+    return tree
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(result: Result, path: Path) -> None:
@@ -158,7 +198,7 @@ def read(path: Path) -> Result:
         UserError: the file is not a result of this schema; says which file, and to delete it.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         if tree["schema"] != SCHEMA:
             raise ValueError(f"schema {tree['schema']}, this version reads {SCHEMA}")
         known = {f.name for f in fields(Result)}
@@ -175,6 +215,9 @@ def read(path: Path) -> Result:
 
 
 def _measures(tree: dict[str, Any]) -> dict[str, Measure]:
+    for name in tree:
+        if name not in METRICS:
+            raise ValueError(f"metric '{name}' is not one of this version's")
     return {name: Measure(**measure) for name, measure in tree.items()}
 
 

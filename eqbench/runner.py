@@ -3,7 +3,6 @@
 Nothing here imports torch until a cell has to be measured.
 """
 
-import json
 import platform
 import subprocess
 import sys
@@ -88,12 +87,20 @@ def run(
             counts[str(stored.status)] += 1
         listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
     for path in parts.glob("[!.]*.json"):
-        known = json.loads(path.read_text())
-        if any(known.get(cell, entry) != entry for cell, entry in listed.items()):
-            path.unlink()
+        if not _vouches(path, listed):
+            path.unlink(missing_ok=True)
     if part is not None:
         results.write_json(parts / f"{part}.json", listed)
     return counts
+
+
+def _vouches(manifest: Path, listed: dict[str, dict[str, str]]) -> bool:
+    """Whether a manifest says of these cells, if it names them, what is true."""
+    try:
+        known = results.read_json(manifest)
+    except (OSError, ValueError):
+        return False
+    return all(known.get(cell, entry) == entry for cell, entry in listed.items())
 
 
 def _stored(path: Path) -> Result | None:

@@ -1,7 +1,6 @@
 """Where weights lie on disk, the card that says what they are, and the check before they are used (no torch)."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,12 @@ def read_card(root: Path, model: str, seed: str) -> dict[str, Any]:
     path = card_path(root, model, seed)
     remedy = f"run `python -m eqbench fetch model={model} seed={seed}`, or `train` if it is trained here"
     try:
-        card = json.loads(path.read_text())
+        card = results.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, so there are no weights of '{model}' {seed}: {remedy}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable card ({error}): delete it, then {remedy}") from None
-    if not isinstance(card, dict) or not isinstance(card.get("states"), dict):
+    if not isinstance(card.get("states"), dict):
         raise UserError(f"{path}: not a card (no `states`): delete it, then {remedy}")
     return card
 

@@ -57,7 +57,8 @@ def contents(folder: Path) -> dict[str, dict]:
     found = {}
     for cell in cells(folder):
         tree = json.loads((folder / "data/cells/tiny" / f"{cell}.json").read_text())
-        del tree["cost"], tree["provenance"]["started"], tree["provenance"]["git"], tree["provenance"]["dirty"]
+        del tree["checksum"], tree["cost"]
+        del tree["provenance"]["started"], tree["provenance"]["git"], tree["provenance"]["dirty"]
         found[cell] = tree
     return found
 
