@@ -18,7 +18,7 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from eqbench import config as eqconf
-from eqbench import locks
+from eqbench import costs, locks
 from eqbench.errors import UserError, unknown
 
 min_version("9.19")
@@ -93,6 +93,14 @@ def cards(wildcards):
     return [f"data/weights/{model}/{seed}/card.json" for model, seed in PLAN.cards(part_cells(wildcards))]
 
 
+def part_works(wildcards):
+    return [costs.cell_work(PLAN, cell, Path("data/weights")) for cell in part_cells(wildcards)]
+
+
+def train_works(wildcards):
+    return [costs.train_work(PLAN, wildcards.model, Path("data/weights"))]
+
+
 def cell_params(wildcards):
     return {str(cell): PLAN.config(cell) for cell in part_cells(wildcards)}
 
@@ -157,6 +165,8 @@ rule train:
         "environment.yml"
     resources:
         gpu=1,
+        mem_mb=lambda wildcards, attempt: costs.job_mb(train_works(wildcards), attempt),
+        runtime=lambda wildcards, attempt: costs.job_minutes(train_works(wildcards), attempt),
         overrides=ARGS,
     params:
         weights=weights_params,
@@ -178,6 +188,8 @@ rule probe:
         "environment.yml"
     resources:
         gpu=1,
+        mem_mb=lambda wildcards, attempt: costs.job_mb(part_works(wildcards), attempt),
+        runtime=lambda wildcards, attempt: costs.job_minutes(part_works(wildcards), attempt),
         overrides=ARGS,
     params:
         cells=cell_params,

@@ -1,4 +1,4 @@
-"""The verbs: python -m eqbench list | fetch | train | probe | collect | plot | report.
+"""The verbs: python -m eqbench list | plan | fetch | train | probe | status | collect | plot | report.
 
 Arguments are `key=value`; those of the form <kind>.<id>.<key>=<value> override conf/. A user's mistake is one line on
 standard error and exit code 2.
@@ -42,6 +42,24 @@ def _summary(kind: str, name: str) -> str:
         return f"{len(load_suite(name).cells)} cells"
     shown = {"model": ("timm", "source", "train"), "group": ("placebo",), "data": ("kind",)}.get(kind, tuple(conf))
     return ", ".join(f"{key} {conf[key]}" for key in shown if conf.get(key) not in (None, [], {}))
+
+
+def plan(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """What a suite will cost: jobs, hours, memory, each with how it is known, and the `pack` of the right size."""
+    from eqbench.cells import read_cells
+    from eqbench.forecast import Forecast, plan_text
+
+    cells = read_cells(load_suite(names.get("suite"), overrides), CELLS)
+    print(*plan_text(Forecast(cells, WEIGHTS)), sep="\n")
+
+
+def status(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Where a suite stands, also while it runs: cells done, running, failed and why, and the time left."""
+    from eqbench.cells import read_cells
+    from eqbench.status import notes, status_text
+
+    plan = load_suite(names.get("suite"), overrides)
+    print(*status_text(read_cells(plan, CELLS), notes(PARTS, plan.name), WEIGHTS), sep="\n")
 
 
 def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
@@ -137,9 +155,11 @@ Verb = Callable[[dict[str, str], Sequence[str]], None]
 # verb -> (function, required keys, optional keys)
 VERBS: dict[str, tuple[Verb, tuple[str, ...], tuple[str, ...]]] = {
     "list": (list_, ("kind",), ()),
+    "plan": (plan, (), ("suite",)),
     "fetch": (fetch, ("model",), ("seed",)),
     "train": (train, ("model",), ("seed",)),
     "probe": (probe, ("model",), ("suite", "seed", "state", "part", "expect")),
+    "status": (status, (), ("suite",)),
     "collect": (collect, (), ("suite",)),
     "plot": (plot, (), ("suite",)),
     "report": (report, (), ("suite",)),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eqbench import __version__, data, groups, preprocessing, results, schema, weights
+from eqbench import __version__, data, groups, preprocessing, results, running, schema, weights
 from eqbench.cells import names
 from eqbench.config import Cell, Plan
 from eqbench.errors import UserError
@@ -75,17 +75,20 @@ def run(
     job = _Part(plan, cells[0], weights_root)
     counts = {"kept": 0} | dict.fromkeys(map(str, Status), 0)
     listed: dict[str, dict[str, str]] = {}
-    for cell in tqdm(cells, desc=f"{cells[0].model} {cells[0].seed} {cells[0].state}", unit="cell", disable=None):
-        path = cells_root / cell.path
-        identity = job.identity(cell)
-        stored = _stored(path)
-        if stored is not None and stored.digest == identity and stored.status is not Status.failed:
-            counts["kept"] += 1
-        else:
-            stored = job.measure(cell, identity)
-            results.write(stored, path)
-            counts[str(stored.status)] += 1
-        listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
+    with running.noted(running.note_path(parts, part or "all"), len(cells)) as tell:
+        bar = tqdm(cells, desc=f"{cells[0].model} {cells[0].seed} {cells[0].state}", unit="cell", disable=None)
+        for done, cell in enumerate(bar):
+            path = cells_root / cell.path
+            identity = job.identity(cell)
+            stored = _stored(path)
+            if stored is not None and stored.digest == identity and stored.status is not Status.failed:
+                counts["kept"] += 1
+            else:
+                tell(str(cell), done)
+                stored = job.measure(cell, identity)
+                results.write(stored, path)
+                counts[str(stored.status)] += 1
+            listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
     for path in parts.glob("[!.]*.json"):
         if not _vouches(path, listed):
             path.unlink(missing_ok=True)
