@@ -11,7 +11,7 @@ from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.objective import Objective
 from eqbench.symmetries.transformations import Symmetry, generator
 
-FAINT = 1e-6  # of |Hu|: products below it are measured against it, for the rounding of 1e-16 |H| that they carry
+FAINT = 1e-4  # of |Hu|: products below it are measured against it, for the rounding of 1e-16 |H| that they carry
 
 
 @dataclass
