@@ -1,7 +1,8 @@
 """Options of conf/, composed once and checked: every mistake is one UserError that names file and key (no torch).
 
-Each option (conf/<kind>/<id>.yaml) is composed by Hydra once, then merged into its schema, strictly: an unknown key,
-a wrong type or a value out of range never gets past this file, however it was written (YAML, override, `+override`).
+Each option (conf/<kind>/<id>.yaml) is composed once, by Hydra if there is anything to compose, then merged into its
+schema, strictly: an unknown key, a wrong type or a value out of range never gets past this file, however it was written
+(YAML, override, `+override`).
 An override is `<kind>.<id>.<key>=<value>`, e.g. `probe.orbit.images=32`.
 """
 
@@ -36,6 +37,7 @@ SCHEMAS: dict[str, Any] = {
     "probe": schema.PROBES,
 }
 UNTRAINED = "untrained-"  # a model of this prefix and a timm architecture needs no file: random initialisations of it
+COMPOSED = re.compile(r"\$\{|@|\bdefaults\b")  # what only Hydra reads: interpolations, packages, defaults lists
 ID = re.compile(r"(?!all$)[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # `all` names the part that is a whole run
 
 
@@ -103,11 +105,16 @@ def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
     own = [text for k, n, text in overrides if (k, n) == (kind, name)]
     if given and not own:
         return _strict(target, given, where)  # nothing to compose
+    path = conf_dir() / kind / f"{name}.yaml"
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            texts = [f"{key}={value}" for key, value in given.items()] + own
-            tree = hydra_compose(None if given else f"{kind}/{name}", overrides=[f"++{kind}.{text}" for text in texts])
-        raw = OmegaConf.to_container(tree, resolve=True)
+        if not given and not own and not COMPOSED.search(path.read_text(encoding="utf-8")):
+            tree: Any = {kind: OmegaConf.load(path)}  # the same as Hydra's, a hundred times as fast
+        else:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                texts = [f"{key}={value}" for key, value in given.items()] + own
+                edits = [f"++{kind}.{text}" for text in texts]
+                tree = hydra_compose(None if given else f"{kind}/{name}", overrides=edits)
+        raw = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f"{where}: {one_line(error)[:500]}" + (f" (overrides: {', '.join(own)})" if own else "")
