@@ -1,0 +1,84 @@
+"""A small suite (one network given, one trained here), a process that runs verbs in it, and what each verb leaves behind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from verbs import Verbs
+
+from eqbench import config, options, runner, schema
+from eqbench.models import create
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES = {
+    "model/given.yaml": "timm: test_resnet\nsource: file\npath: given.safetensors\nimage_size: 32\nargs: {num_classes: 10}\n",
+    "model/small.yaml": "timm: test_resnet\nsource: train\ntrain: brief\nimage_size: 32\n",
+    "train/brief.yaml": "data: digits\nepochs: 3\nsave: [1]\n",
+    "probe/orbit.yaml": "images: 8\nresamples: 100\nfloor_images: 2\n",
+    "suite/tiny.yaml": "pack: run\nblocks:\n"
+    "  all: {models: [given, small], data: digits, groups: [hflip, c4], probes: [orbit], states: [final]}\n",
+    "config.yaml": "suite: tiny\n",
+}
+
+
+@pytest.fixture(scope="session")
+def verbs():
+    process = Verbs()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory) -> Path:
+    """A working folder in which nothing has run yet."""
+    folder = tmp_path_factory.mktemp("pristine")
+    shutil.copytree(CONF, folder / "conf")
+    for name, text in FILES.items():
+        (folder / "conf" / name).write_text(text)
+    torch.manual_seed(1)
+    given = schema.Model("test_resnet", schema.Source.file, path="given.safetensors", image_size=32)
+    save_file(create(given, 10).state_dict(), folder / "given.safetensors")
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path, monkeypatch) -> Path:
+    """A copy of it to work in."""
+    copy = tmp_path / "work"
+    shutil.copytree(pristine, copy)
+    monkeypatch.chdir(copy)
+    forget()
+    yield copy
+    forget()
+
+
+def forget() -> None:
+    """What was read from conf/ of another folder."""
+    options.load.cache_clear()
+    options.plain.cache_clear()
+
+
+def part(model: str) -> tuple[str, ...]:
+    """The command of the job that the workflow runs for this model's final state, in the present folder."""
+    plan = config.load_suite("tiny")
+    expected = plan.expectation(runner.select(plan, model, "s0", "final", "all"))
+    return ("probe", "suite=tiny", f"model={model}", f"expect={expected}")
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Every file that was made in the folder; of a result, what does not change from run to run."""
+    found: dict[str, object] = {}
+    for path in sorted(p for top in ("data", "reports") for p in (folder / top).rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        if name.startswith(("data/logs", "data/benchmarks")):
+            continue
+        found[name] = path.read_bytes()
+        if name.startswith("data/cells") and not path.name.startswith("."):
+            tree = json.loads(path.read_text())
+            del tree["checksum"], tree["cost"]
+            del tree["provenance"]["started"], tree["provenance"]["git"], tree["provenance"]["dirty"]
+            found[name] = tree
+    return found

@@ -1,0 +1,131 @@
+"""kill -9 at random moments, and before single operations on files: the same command then ends as if undisturbed."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import contents, forget, part
+
+ROOT = Path(__file__).parents[2]
+MOMENTS = {"fetch": 7, "train": 9, "probe": 13, "collect": 7, "plot": 7, "report": 7}  # 50
+OPERATIONS = {"fetch": 9, "train": 6, "probe": 6, "collect": 5, "plot": 3, "report": 3}
+WORKFLOW_KILLS = 8
+
+
+@dataclass
+class Stage:
+    """One verb of an undisturbed run: the folder before it, what it left, how long and how many operations it took."""
+
+    argv: tuple[str, ...]
+    before: Path
+    after: dict
+    seconds: float
+    operations: int
+
+
+@pytest.fixture(scope="module")
+def stages(verbs, pristine, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stages")
+    folder, found = root / "folder", {}
+    shutil.copytree(pristine, folder)
+    with contextlib.chdir(folder):
+        forget()
+        given, small = part("given"), part("small")
+    forget()
+    commands = [("fetch", "model=given"), ("train", "model=small"), given, small]
+    for argv in [*commands, ("collect", "suite=tiny"), ("plot", "suite=tiny"), ("report", "suite=tiny")]:
+        before = root / f"before-{len(found)}-{argv[0]}"
+        shutil.copytree(folder, before)
+        done = verbs(folder, *argv)
+        assert done["code"] == 0, done["err"]
+        found[argv[0]] = Stage(argv, before, contents(folder), done["seconds"], done["operations"])
+    return found
+
+
+def _whole(stage: Stage, folder: Path) -> None:
+    """Nothing that looks finished is anything but what was there before, or what the verb makes."""
+    old = contents(stage.before)
+    for name, content in contents(folder).items():
+        hidden = any(piece.startswith(".") for piece in Path(name).parts) or name.endswith("checkpoint.pt")
+        assert hidden or content in (old.get(name), stage.after.get(name)), name
+
+
+def _again(verbs, stage: Stage, folder: Path) -> None:
+    done = verbs(folder, *stage.argv)
+    assert done["code"] == 0, done["err"]
+    assert contents(folder) == stage.after  # and no leftovers: hidden files are among the contents
+
+
+@pytest.mark.parametrize("verb", MOMENTS)
+def test_killed_at_random_moments(verbs, stages, verb, tmp_path, reliability):
+    stage, draw, killed, begun = stages[verb], random.Random(verb), 0, time.monotonic()
+    for trial in range(5 * MOMENTS[verb]):
+        folder = tmp_path / str(trial)
+        shutil.copytree(stage.before, folder)
+        ended = verbs(folder, *stage.argv, after=draw.uniform(0, 0.95 * stage.seconds))
+        killed += ended["code"] == -signal.SIGKILL  # else it was through before its moment came
+        _whole(stage, folder)
+        _again(verbs, stage, folder)
+        shutil.rmtree(folder)
+        if killed == MOMENTS[verb]:
+            break
+    assert killed == MOMENTS[verb]
+    reliability(f"kill -9 of {verb} at random moments", killed, seconds=time.monotonic() - begun)
+
+
+@pytest.mark.parametrize("verb", OPERATIONS)
+def test_killed_before_single_file_operations(verbs, stages, verb, tmp_path, reliability):
+    stage = stages[verb]
+    chosen = sorted(random.Random(verb).sample(range(1, stage.operations + 1), OPERATIONS[verb]))
+    for operation in chosen:
+        folder = tmp_path / str(operation)
+        shutil.copytree(stage.before, folder)
+        assert verbs(folder, *stage.argv, operation=operation)["code"] == -signal.SIGKILL
+        _whole(stage, folder)
+        _again(verbs, stage, folder)
+    reliability(f"kill -9 of {verb} before one of its {stage.operations} operations on files", len(chosen))
+
+
+def _kill(run: subprocess.Popen) -> None:
+    """kill -9 Snakemake and everything that it has started."""
+    family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+    os.killpg(run.pid, signal.SIGKILL)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    run.wait()
+    psutil.wait_procs(family, timeout=10)
+
+
+def test_snakemake_killed_again_and_again(stages, folder, reliability):
+    """Its whole process group, at random moments of one suite: the same command goes on, without --unlock."""
+    command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+    draw, kills, begun = random.Random(0), 0, time.monotonic()
+    for _ in range(WORKFLOW_KILLS):
+        run = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert run.wait(draw.uniform(2, 12)) == 0
+            break  # it was through before its moment came
+        _kill(run)
+        kills += 1
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert kills >= 3
+    ended, expected = contents(folder), stages["report"].after
+    assert ended.keys() == expected.keys()
+    own = ("leaderboard.csv", "index.html")  # say when, and in how many seconds
+    different = [name for name in expected if ended[name] != expected[name] and not name.endswith(own)]
+    assert different == []
+    assert not list((folder / ".snakemake/locks").glob("*"))
+    reliability("kill -9 of the process group of snakemake", kills, seconds=time.monotonic() - begun)
