@@ -67,6 +67,10 @@ try:
     STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
     if workflow.is_main_process:
         locks.adopt(Path(".snakemake"))
+    # What was planned goes with each job, wherever it is sent.
+    if workflow.remote_exec and os.environ.get("EQBENCH_PLAN", PLAN.fingerprint) != PLAN.fingerprint:
+        raise UserError("conf/ changed between planning and start of this job: run snakemake again")
+    os.environ.update(EQBENCH_PLAN=PLAN.fingerprint)
 except UserError as error:
     print(f"eqbench: error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -103,6 +107,10 @@ def train_works(wildcards):
 
 def cell_params(wildcards):
     return {str(cell): PLAN.config(cell) for cell in part_cells(wildcards)}
+
+
+envvars:
+    "EQBENCH_PLAN",
 
 
 localrules:
