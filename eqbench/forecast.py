@@ -156,7 +156,8 @@ def _advice(forecast: Forecast) -> Iterator[str]:
     if max(jobs.values()) > LONGEST:
         yield f"  its longest job is one cell of {duration(max(jobs.values()))}: allow it that, or lower the probe's images"
     elif max(jobs.values()) < SHORTEST:
-        yield "  its jobs last seconds: one machine is faster than a queue (`snakemake --cores all`)"
+        last = f"the longest of its jobs lasts {duration(max(jobs.values()))}"
+        yield f"  {last}: one machine is faster than a queue (`snakemake --cores all`)"
 
 
 def _caveats(forecast: Forecast) -> Iterator[str]:

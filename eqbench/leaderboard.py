@@ -17,7 +17,7 @@ Seeds: a value is the mean over seeds, and its interval their conservative envel
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from eqbench.schema import UNGROUPED
 FILES = ("results.csv", "leaderboard.csv", "coverage.csv")
 RANKINGS = [metric for metric in METRICS.values() if metric.rank]  # the first one that a group's cells give ranks it
 
+CHUNK = 500  # cells that are turned into text at once
 ENSEMBLE = "ensemble_same_prediction"
 ABSENT = Measure(None, reason="not measured")
 ALONE = "nothing to compare with"  # why the only complete row of its images and group has no rank
@@ -104,9 +105,19 @@ def load(plan: Plan, cells_dir: Path) -> Board:
 
 def write(board: Board, out_dir: Path) -> None:
     """Write `FILES` below `out_dir`, each whole or not at all."""
-    write_text(out_dir / "results.csv", board.tidy.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(out_dir / "results.csv", "".join(_lines(board)))
     write_text(out_dir / "leaderboard.csv", board.csv)
     write_text(out_dir / "coverage.csv", coverage.table(board).to_csv(index=False, lineterminator="\n"))
+
+
+def _lines(board: Board) -> Iterator[str]:
+    """The text of results.csv, some hundred cells at a time: a frame of all would be many times as large."""
+    cells = list(board.results)
+    for start in range(0, max(len(cells), 1), CHUNK):
+        own = {cell: board.results[cell] for cell in cells[start : start + CHUNK]}
+        last = start + CHUNK >= len(cells)
+        frame = Cells(board.plan, own, board.stale if last else {}).tidy
+        yield frame.to_csv(index=False, header=start == 0, float_format="%.6g", lineterminator="\n")
 
 
 def collect(plan: Plan, cells_dir: Path, out_dir: Path) -> None:

@@ -76,10 +76,14 @@ def panels(
 
 
 def rankings(table: pd.DataFrame, init: bool = False) -> dict[Metric, pd.DataFrame]:
-    """The rows that each ranking metric has a number for (`init`: the untrained network, too), in the order of metrics."""
+    """The rows that each ranking metric has a number for (`init`: the untrained network, too), in the order of metrics.
+
+    Of the board's columns they have those that say which row it is, and the metric's own.
+    """
     found = {}
     for name, metric in METRICS.items():
-        rows = table[table["ranked_by"] == name]
+        own = [f"{name}{state}{end}" for state in ("", "_init") for end in ("", "_lo", "_hi", "_null")]
+        rows = table.loc[table["ranked_by"] == name, ["model", "data", "group", *own]]
         rows = rows.dropna(subset=[name, f"{name}_init"] if init else [name])
         if len(rows):
             found[metric] = rows

@@ -28,7 +28,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     accuracies = board.table[ACCURACY].fillna(board.table.groupby(["model", "data"])[ACCURACY].transform("first"))
     few = 2 * sum(map(len, found.values())) <= MARKS
     for metric, table in found.items():
-        table = table.drop(columns=ACCURACY).join(accuracies)
+        table = table.join(accuracies)
         strip = bool(table["accuracy"].isna().any())
         for group, rows in table.groupby("group", sort=False):
             axes = grid[str(group)]
