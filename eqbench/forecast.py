@@ -189,10 +189,10 @@ def _known(found: list[Expected]) -> str:
 def duration(seconds: float) -> str:
     """Seconds for the eye.
 
-    >>> [duration(s) for s in (0.3, 59, 61, 5400, 200_000)]
-    ['0 s', '59 s', '1 min', '1.5 h', '2.3 d']
+    >>> [duration(s) for s in (0.3, 61, 150, 5400, 10_000, 200_000)]
+    ['0 s', '61 s', '2 min', '90 min', '2.8 h', '2.3 d']
     """
     for unit, size, format in (("d", 86400, ".1f"), ("h", 3600, ".1f"), ("min", 60, ".0f")):
-        if seconds >= size:
+        if seconds >= 2 * size:
             return f"{seconds / size:{format}} {unit}"
     return f"{seconds:.0f} s"
