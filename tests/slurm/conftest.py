@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile")]
 # The site's lines of conf/slurm/README.md, and looks at the queue as often as a test can wait for them.
 SITE = ["--slurm-status-command", "squeue", "--set-threads", "train=1", "probe=1"]
-SITE += ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10"]
+SITE += ["--slurm-init-seconds-before-status-checks", "4", "--latency-wait", "10"]
 ON_CLUSTER = ["--workflow-profile", "conf/slurm", *SITE]
 # Cut from the digits part of suite demo: one of its networks, two of its groups; and a network whose logits overflow.
 FILES = {
@@ -48,12 +48,14 @@ class Site:
 
     Attributes:
         witness: where jobs note when, where and with what they ran: see witness/sitecustomize.py.
+        targets: what Snakemake is asked for; none: everything, the page included.
         before: cells that were finished when a fault struck.
     """
 
     folder: Path
     witness: Path
     environment: dict[str, str]
+    targets: list[str] = field(default_factory=list)
     before: dict[str, int] = field(default_factory=dict)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -61,7 +63,7 @@ class Site:
         paths = {"WITNESS": str(self.witness), "PYTHONPATH": str(Path(__file__).parent / "witness")}
         said = (self.folder / "said.txt").open("w")
         return subprocess.Popen(
-            [*SNAKEMAKE, *arguments],
+            [*SNAKEMAKE, *self.targets, *arguments],
             cwd=self.folder,
             env=os.environ | self.environment | paths,
             stdin=subprocess.DEVNULL,
@@ -121,10 +123,11 @@ class Site:
         return sum((root / f"{cell}.json").stat().st_size for cell, when in self.before.items() if now[cell] != when)
 
     def forget(self, *parts: str) -> None:
-        """Lose the cells and manifests of these parts: <state>/<group>."""
-        for part in parts:
+        """Lose the cells and manifests of these parts, <state>/<group>, and ask for nothing but them."""
+        self.targets = [f"data/parts/night/resnet_digits/s0/{part}.json" for part in parts]
+        for part, manifest in zip(parts, self.targets, strict=True):
             shutil.rmtree(self.folder / f"data/cells/night/resnet_digits/s0/{part}")
-            (self.folder / f"data/parts/night/resnet_digits/s0/{part}.json").unlink()
+            (self.folder / manifest).unlink()
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:

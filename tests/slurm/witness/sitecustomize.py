@@ -57,7 +57,8 @@ if sys.orig_argv[1:3] == ["-m", "eqbench"] and "WITNESS" in os.environ:
     job = os.environ.get("SLURM_JOB_ID")
     asked = {}
     if job:
-        said = subprocess.run(["squeue", "-hj", job, "-o", "%l %m %b"], capture_output=True, text=True).stdout
+        columns = ["timelimit:20", "minmemory:20", "tres-per-job:20"]
+        said = subprocess.run(["squeue", "-hj", job, "-O", ",".join(columns)], capture_output=True, text=True).stdout
         asked = dict(zip(("limit", "memory", "gpus"), said.split(), strict=True))
     where = {"node": os.environ.get("SLURMD_NODENAME"), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
     note(log, event="start", job=job, **asked, **where)
