@@ -19,7 +19,7 @@ from snakemake.utils import min_version
 
 from eqbench import config as eqconf
 from eqbench import costs, locks
-from eqbench.errors import UserError, unknown
+from eqbench.errors import UserError, one_line, unknown
 
 min_version("9.19")
 os.environ.update(
@@ -72,7 +72,7 @@ try:
         raise UserError("conf/ changed between planning and start of this job: run snakemake again")
     os.environ.update(EQBENCH_PLAN=PLAN.fingerprint)
 except UserError as error:
-    print(f"eqbench: error: {error}", file=sys.stderr)
+    print(f"eqbench: error: {one_line(error)}", file=sys.stderr)
     sys.exit(2)
 
 # Handed to jobs as a resource, not a param: what reruns is decided by the resolved values alone.
@@ -98,7 +98,7 @@ def cards(wildcards):
 
 
 def part_works(wildcards):
-    return [costs.cell_work(PLAN, cell, Path("data/weights")) for cell in part_cells(wildcards)]
+    return costs.works(PLAN, part_cells(wildcards), Path("data/weights"))
 
 
 def train_works(wildcards):

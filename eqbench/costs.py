@@ -191,11 +191,15 @@ def size(plan: "Plan", model: str, root: Path) -> tuple[int, int, str]:
     return *_CARDS[root, model], "card"
 
 
-def cell_work(plan: "Plan", cell: "Cell", root: Path) -> Work:
-    """What a cell's cost depends on."""
-    parameters, side, _ = size(plan, cell.model, root)
-    batch = plan.option("model", cell.model).batch
-    return Work(cell.probe, parameters, side**2, plan.probe(cell).images, batch)
+def works(plan: "Plan", cells: Sequence["Cell"], root: Path) -> list[Work]:
+    """What the costs of cells depend on."""
+    known = {model: size(plan, model, root) for model in {cell.model for cell in cells}}
+    found = []
+    for cell in cells:
+        parameters, side, _ = known[cell.model]
+        batch = plan.option("model", cell.model).batch
+        found.append(Work(cell.probe, parameters, side**2, plan.probe(cell).images, batch))
+    return found
 
 
 def train_work(plan: "Plan", model: str, root: Path) -> Work:

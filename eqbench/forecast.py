@@ -47,7 +47,8 @@ class Forecast:
         devices = [str(result.cost["device"]) for result in measured.values()]
         self.device = max(sorted(set(devices)), key=devices.count, default="cpu")
         self.measured = {cell: r for cell, r in measured.items() if r.cost["device"] == self.device}
-        self._works = {cell: costs.cell_work(self.plan, cell, weights) for cell in self.plan.cells}
+        everything = list(self.plan.cells)
+        self._works = dict(zip(everything, costs.works(self.plan, everything, weights), strict=True))
 
     @cached_property
     def speed(self) -> tuple[float, float]:
