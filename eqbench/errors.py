@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 SHOWN = 15  # allowed names that an error lists
+LONGEST = 900  # characters of a line that is still read
 
 
 class UserError(Exception):
@@ -36,5 +37,6 @@ def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception of another library, folded to one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception, folded to one line; of a very long one, the start and the end."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 3 :]}"
