@@ -220,7 +220,7 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
                 raise UserError(f"{where}: {cell} is also in another block, with other images: name it in one of them")
     used = _used(plan, suite)
     for kind, option, text in parsed:
-        if (kind, option) not in used:
+        if (kind, option) not in used and (option != options.EVERY or kind not in dict(used)):
             raise UserError(f"override {kind}.{option}.{text}: suite '{name}' does not use {kind} '{option}'")
     return plan
 

@@ -213,6 +213,24 @@ def test_overrides_hold_dots_quotes_and_lists():
     assert load("model", "resnet_digits", parsed) == load("model", "resnet_digits")
 
 
+def test_a_star_reaches_every_option_and_a_later_override_wins():
+    plan = load_suite("demo", ["model.*.batch=8", "model.vit_digits.batch=4"])
+    batches = {model: plan.option("model", model).batch for model in plan.models}
+    assert batches.pop("vit_digits") == 4
+    assert set(batches.values()) == {8}
+    with pytest.raises(UserError, match=r"unknown key"):
+        load_suite("demo", ["probe.*.resample=500"])
+    with pytest.raises(UserError, match=r"unknown probe"):
+        load_suite("demo", ["probe.nonsense*.images=32"])
+
+
+def test_integers_read_without_hydra_are_the_same():
+    for text in ("batch=8", "batch=+8"):  # the second, Hydra reads
+        assert load("model", "vit_digits", parse_overrides([f"model.vit_digits.{text}"])).batch == 8
+    with pytest.raises(UserError, match="epochs"):
+        load("train", "digits", parse_overrides(["train.digits.epochs=0"]))
+
+
 def test_stamps_follow_files(tmp_path):
     folder = tmp_path / "images"
     (folder / "cat").mkdir(parents=True)

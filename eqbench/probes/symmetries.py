@@ -1,6 +1,7 @@
 """The certificate: which symmetries the weights have, and whether gradient and Hessian obey what those force on them."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from eqbench.symmetries.transformations import Symmetry, Verdict, beside, change
 
 GATE = 1e-10  # of relative residuals in float64
 GATE_SINGLE = 1e-5  # in float32: reported alone; what the control must exceed, also in float64
+CONTROLS = 16  # instances of the control, at most, spread over the depth
 EPS = float(np.finfo(np.float64).eps)
 NEGLIGIBLE = 1e-30  # the norms' eps where a family is exact but for it
 
@@ -76,6 +78,7 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Symm
     near = beside(few)
     rows = _confirm(near, proposed)
     candidates = [one for one in control(flow, proposed) if trained.issuperset(one.names)]
+    candidates = candidates[:: math.ceil(len(candidates) / CONTROLS) or 1]
     wrong = [one for one in candidates if change(near, [one]) > GATE_SINGLE]  # that the logits really feel
     refused = _refuse(near, wrong)
     del near

@@ -250,13 +250,14 @@ class _Flow:
         """The channels of z that are copies of all n channels of an output: patches merged, or maps flattened."""
         cut, axis = self.outs[j]
         blocks = np.arange(self.width)
+
+        def copied(run: Ids) -> bool:
+            (gradient,) = self._energies(run[::2], [cut])
+            energy = torch.zeros(n) if gradient is None else _along(gradient, axis)
+            return float(energy[::2].sum()) > LOCAL * max(float(energy.sum()), 1e-300)
+
         for runs in (blocks.reshape(-1, n), blocks.reshape(n, -1).T):
-            shares = []
-            for run in runs:
-                (gradient,) = self._energies(run[::2], [cut])
-                energy = torch.zeros(n) if gradient is None else _along(gradient, axis)
-                shares.append(float(energy[::2].sum() / energy.sum().clamp(min=1e-300)))
-            if min(shares) > LOCAL:
+            if all(copied(run) for run in runs):
                 yield from runs
                 return
 

@@ -127,7 +127,9 @@ def general_position(network: nn.Module, x: Tensor) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
-            if p.ndim < 2:  # the others are random already, and larger ones saturate attention: it would hide its channels
+            if (
+                p.ndim < 2
+            ):  # the others are random already, and larger ones saturate attention: it would hide its channels
                 p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
         for norm in model.modules():
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
