@@ -19,6 +19,7 @@ from eqbench.metrics import METRICS
 from eqbench.options import digest
 
 SCHEMA = 1
+CURVE_DIGITS = 5  # significant digits of the numbers in curves
 COLUMNS = ["suite", "model", "data", "seed", "state", "group", "probe", "status", "reason", "layer", "depth", "metric"]
 COLUMNS += ["value", "lo", "hi", "n", "floor", "null", "unit", "higher_is_better", "digest"]
 
@@ -170,7 +171,7 @@ def _sha256(text: str) -> str:
 
 
 def write(result: Result, path: Path) -> None:
-    """Write one result file; entries of curves that are not finite become null.
+    """Write one result file; curves as figures need them: to `CURVE_DIGITS`, and what is not finite as null.
 
     Raises:
         KeyError: a metric is not declared in eqbench.metrics.
@@ -179,16 +180,18 @@ def write(result: Result, path: Path) -> None:
         if name not in METRICS:
             raise KeyError(f"metric '{name}' is not declared in eqbench.metrics")
     tree = asdict(result)
-    tree["curves"] = _finite(result.curves)
+    tree["curves"] = _drawn(result.curves)
     write_json(path, tree)
 
 
-def _finite(entry: Any) -> Any:
+def _drawn(entry: Any) -> Any:
     if isinstance(entry, dict):
-        return {key: _finite(value) for key, value in entry.items()}
+        return {key: _drawn(value) for key, value in entry.items()}
     if isinstance(entry, list | tuple):
-        return [_finite(value) for value in entry]
-    return None if isinstance(entry, float) and not math.isfinite(entry) else entry
+        return [_drawn(value) for value in entry]
+    if isinstance(entry, float):
+        return float(f"{entry:.{CURVE_DIGITS}g}") if math.isfinite(entry) else None
+    return entry
 
 
 def read(path: Path) -> Result:

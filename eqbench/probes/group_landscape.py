@@ -1,7 +1,6 @@
 """Symmetry of the loss landscape: of weights, gradient and curvature under Q = P^-1 T_g, and of the way between them."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +140,7 @@ def _certify(found: Finding, scene: Scene, objective: Objective, acting: Actions
     }
     rows = {"matched": residuals(acting.matched) | {"commutator": middle}, "bare": residuals(acting.bare)}
     rows |= {f"random {i}": draw for i, draw in enumerate(draws)}
-    found.curves["residuals"] = [{"P": name} | _rounded(row) for name, row in rows.items()]
+    found.curves["residuals"] = [{"P": name} | row for name, row in rows.items()]
 
 
 def _transverse(
@@ -204,10 +203,6 @@ def _paths(found: Finding, scene: Scene, network: nn.Module, acting: Actions, co
         null = at_ones(height(path["random"]), n) if name == "matched" else None
         found.metrics[metric] = Measure(*value, n=n, null=null)
     found.curves["path"] = [
-        _rounded({"t": t} | {name: float(losses[i].mean()) for name, losses in path.items()})
+        {"t": t} | {name: float(losses[i].mean()) for name, losses in path.items()}
         for i, t in enumerate(steps.tolist())
     ]
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in row.items()}

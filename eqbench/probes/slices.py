@@ -73,9 +73,9 @@ def line(objective: Objective, d: Tensor, times: Array, curvature: float | None 
 
 
 def surface(objective: Objective, d: Tensor, e: Tensor, times: Array) -> list[list[float]]:
-    """L(th + s d + t e): a row for each s, a column for each t; to 4 digits."""
+    """L(th + s d + t e): a row for each s, a column for each t."""
     theta = objective.theta
-    return [[_digits(objective.value(theta + s * d + t * e), 4) for t in times.tolist()] for s in times.tolist()]
+    return [[objective.value(theta + s * d + t * e) for t in times.tolist()] for s in times.tolist()]
 
 
 def along_eigenvectors(objective: Objective, hessian: Hessian, conf: Slices) -> tuple[list[Line], Measure]:
@@ -108,10 +108,7 @@ def _orbits(objective: Objective) -> tuple[Measure, list[dict[str, Any]]]:
         found = along_orbits(objective)
     except Unsupported as error:
         return Measure(None, reason=str(error)), []
-    return orbit_rise(objective, found), [
-        {key: [_digits(v) for v in value] if isinstance(value, list) else value for key, value in asdict(one).items()}
-        for one in found
-    ]
+    return orbit_rise(objective, found), [asdict(one) for one in found]
 
 
 def _rise(objective: Objective, lines: list[Line]) -> Measure:
@@ -124,10 +121,5 @@ def _rise(objective: Objective, lines: list[Line]) -> Measure:
 
 
 def _entry(one: Line) -> dict[str, Any]:
-    """What the figure draws, to 5 digits."""
-    found: dict[str, Any] = {"times": [_digits(t) for t in one.times], "losses": [_digits(v) for v in one.losses]}
-    return found if one.curvature is None else found | {"curvature": _digits(one.curvature)}
-
-
-def _digits(value: float, digits: int = 5) -> float:
-    return float(f"{value:.{digits}g}")
+    """What the figure draws."""
+    return {key: value for key, value in asdict(one).items() if value is not None}

@@ -1,7 +1,6 @@
 """The spectrum of the loss Hessian, or of the Gauss-Newton matrix where images have no labels: ends, sums, density."""
 
 import math
-from typing import Any
 
 import torch
 
@@ -60,7 +59,7 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Spec
         **_density(pairs, found, objective.size),
     }
     hvps = operator.products + math.ceil(sum(own.products for own in halves) / 2)  # a half's product is half of one
-    finding = Finding(metrics, _rounded(curves), hvps=hvps)
+    finding = Finding(metrics, curves, hvps=hvps)
     if not isinstance(operator, Hessian):
         return _renamed(finding)
     _add_labelled(finding, operator, pairs, found, conf)
@@ -82,7 +81,7 @@ def _add_labelled(finding: Finding, hessian: Hessian, pairs: Eigenpairs, found: 
         **gradient_numbers(objective, hessian, pairs, _classes(objective), conf.top),
     }
     magnitudes = pairs.values[pairs.values.abs().argsort(descending=True)[: conf.top]]
-    finding.curves |= _rounded({"smallest": pairs.values[-1:].tolist(), "by_magnitude": magnitudes.tolist()})
+    finding.curves |= {"smallest": pairs.values[-1:].tolist(), "by_magnitude": magnitudes.tolist()}
     finding.curves["product"] = [hessian.mode]
     finding.hvps += hessian.products - before + products
     finding.jvps += forms.quadratics * objective.images
@@ -187,8 +186,3 @@ def _measure(estimate: Estimate, probes: int) -> Measure:
 def _classes(objective: Objective) -> int:
     with torch.no_grad():
         return objective.logits(objective.batches[0][0][:2]).shape[1]
-
-
-def _rounded(curves: dict[str, list[float]]) -> dict[str, list[Any]]:
-    """To five significant digits: what figures show."""
-    return {name: [float(f"{value:.5g}") for value in values] for name, values in curves.items()}

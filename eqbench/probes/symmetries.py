@@ -275,12 +275,12 @@ def _curve(rows: Sequence[Row], refused: Along | None, controls: int) -> list[di
             key: getattr(row, key) for key in ("r1", "r2", "r2_single", "curvature", "random", "pull", "imbalance")
         }
         entry = {"family": row.family, "confirmed": len(row.confirmed), "refuted": len(row.refuted), "null": row.null}
-        entry |= {key: None if value is None else float(f"{value:.4e}") for key, value in facts.items()}
+        entry |= facts
         if row.refuted:
             (one, moved), *_ = sorted(row.refuted, key=lambda pair: -pair[1])
-            entry |= {"refuted_at": one.name, "change": float(f"{moved:.4e}")}
+            entry |= {"refuted_at": one.name, "change": moved}
         entries.append(entry)
     if refused is not None:
         control = {"family": CONTROL, "confirmed": 0, "refuted": controls, "null": 0}
-        entries.append(control | {"r1": float(f"{refused.r1:.4e}"), "r2": float(f"{refused.r2:.4e}")})
+        entries.append(control | {"r1": refused.r1, "r2": refused.r2})
     return entries

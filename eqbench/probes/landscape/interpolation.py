@@ -47,7 +47,7 @@ def interpolations(
             null = float(barriers(np.ones((1, subject.n)), ways[RANDOM], times)[0]) if RANDOM in ways else None
             for order, losses in ways.items():
                 found[order] = _barrier(losses, times, null, subject, conf.resamples)
-                curves.append({"to": key, "order": order, "losses": [float(f"{v:.5g}") for v in losses.mean(1)]})
+                curves.append({"to": key, "order": order, "losses": losses.mean(1).tolist()})
         metrics[f"barrier_{kind}"], metrics[f"barrier_{kind}_matched"] = found[AS_IT_IS], found[MATCHED]
     return metrics, curves
 
