@@ -215,6 +215,8 @@ def save_state(module: nn.Module, folder: Path) -> str:
         own_copies = inner.register_state_dict_post_hook(_untie)
         try:
             save_for_hf(inner, str(new), safe_serialization=True)
+        except SafetensorError as error:  # of a disk, too
+            raise UserError(f"{folder}: cannot be written: {one_line(error)}") from None
         finally:
             own_copies.remove()
         for path in new.iterdir():

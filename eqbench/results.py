@@ -112,6 +112,11 @@ def identity(config: dict[str, Any], weights: str, data: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: a killed process leaves nothing that looks finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):
@@ -119,13 +124,15 @@ def write_text(path: Path, text: str) -> None:
             left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.part")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # a full disk does not say which file was too much for it
         raise
 
 

@@ -4,8 +4,8 @@ On a CPU (and with the same number of threads) the weights are the same to the b
 images, the group elements that act on them and the dropout masks are all drawn from generators seeded by (seed, epoch).
 """
 
+import io
 import math
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from eqbench import data, models, schema, weights
+from eqbench import data, models, results, schema, weights
 from eqbench.data import Dataset
 from eqbench.errors import UserError
 from eqbench.feeding import Images, act
@@ -246,9 +246,6 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
         }
-        partial = checkpoint.with_name(f".{checkpoint.name}")
-        with partial.open("wb") as file:
-            torch.save(tree, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, checkpoint)
+        buffer = io.BytesIO()
+        torch.save(tree, buffer)
+        results.write_bytes(checkpoint, buffer.getvalue())

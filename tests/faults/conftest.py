@@ -1,7 +1,9 @@
 """A small suite (one network given, one trained here), a process that runs verbs in it, and what each verb leaves behind."""
 
+import contextlib
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,61 @@ def contents(folder: Path) -> dict[str, object]:
             del tree["provenance"]["started"], tree["provenance"]["git"], tree["provenance"]["dirty"]
             found[name] = tree
     return found
+
+
+def different(folder: Path, expected: dict[str, object]) -> list[str]:
+    """The files that are not as expected, hidden ones included; two of them say when cells ran, and in how many seconds."""
+    found = contents(folder)
+    own = ("leaderboard.csv", "index.html")
+    names = sorted(found.keys() | expected.keys())
+    return [
+        name
+        for name in names
+        if (found.get(name) != expected.get(name) if not name.endswith(own) else (name in found) != (name in expected))
+    ]
+
+
+@dataclass
+class Stage:
+    """One verb of an undisturbed run: the folder before it, what it left, how long and how many operations it took."""
+
+    argv: tuple[str, ...]
+    before: Path
+    after: dict
+    seconds: float
+    operations: int
+    all: tuple[tuple[str, ...], ...] = ()  # the commands of this verb for every model
+
+
+@pytest.fixture(scope="session")
+def stages(verbs, pristine, tmp_path_factory):
+    root = tmp_path_factory.mktemp("stages")
+    folder, found = root / "folder", {}
+    shutil.copytree(pristine, folder)
+    with contextlib.chdir(folder):
+        forget()
+        given, small = part("given"), part("small")
+    forget()
+    commands = [("fetch", "model=given"), ("train", "model=small"), given, small]
+    for argv in [*commands, ("collect", "suite=tiny"), ("plot", "suite=tiny"), ("report", "suite=tiny")]:
+        before = root / f"before-{len(found)}-{argv[0]}"
+        shutil.copytree(folder, before)
+        done = verbs(folder, *argv)
+        assert done["code"] == 0, done["err"]
+        every = (*found[argv[0]].all, argv) if argv[0] in found else (argv,)
+        found[argv[0]] = Stage(argv, before, contents(folder), done["seconds"], done["operations"], every)
+    return found
+
+
+def whole(stage: Stage, folder: Path) -> None:
+    """Nothing that looks finished is anything but what was there before, or what the verb makes."""
+    old = contents(stage.before)
+    for name, content in contents(folder).items():
+        hidden = any(piece.startswith(".") for piece in Path(name).parts) or name.endswith("checkpoint.pt")
+        assert hidden or content in (old.get(name), stage.after.get(name)), name
+
+
+def again(verbs, stage: Stage, folder: Path) -> None:
+    done = verbs(folder, *stage.argv)
+    assert done["code"] == 0, done["err"]
+    assert contents(folder) == stage.after  # and no leftovers: hidden files are among the contents

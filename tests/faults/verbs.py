@@ -1,6 +1,6 @@
 """A process that has imported everything and forks once a verb, so that a verb costs its work alone: many can be killed.
 
-Each line of its input is a job {argv, folder, after, operation}: run `eqbench argv` in the folder and kill -9 its process
+Each line of its input is a job {argv, folder, after, operation, err}: run `eqbench argv` in the folder and kill -9 its process
 group `after` seconds, or before its n-th operation on files of the folder. Each line of its output says how it ended.
 """
 
@@ -9,7 +9,6 @@ import importlib
 import json
 import os
 import pkgutil
-import resource
 import signal
 import subprocess
 import sys
@@ -29,9 +28,9 @@ class Verbs:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def __call__(self, folder, *argv, after=None, operation=None, file_size=None):
-        """Returns: code (negative: a signal), seconds, operations (how many changes to files), err (standard error)."""
-        job = {"argv": argv, "folder": str(folder), "after": after, "operation": operation, "file_size": file_size}
+    def __call__(self, folder, *argv, after=None, operation=None, err=None):
+        """Returns: code (negative: a signal), seconds, operations (how many changes to files), err (standard error, kept in the file `err`)."""
+        job = {"argv": argv, "folder": str(folder), "after": after, "operation": operation, "err": err}
         print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
@@ -50,7 +49,7 @@ def _main():
     for line in sys.stdin:
         job = json.loads(line)
         reader, writer = os.pipe()
-        errors = Path(job["folder"], ".stderr")
+        errors = Path(job["err"] or f"{job['folder']}/.stderr")
         start = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -81,9 +80,6 @@ def _run(cli, job, writer):
     try:
         os.chdir(job["folder"])
         counted = _count(job["folder"], job["operation"])
-        if job["file_size"]:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"],) * 2)
         code = cli.main(job["argv"])
         os.write(writer, str(counted[0]).encode())
     except BaseException:
