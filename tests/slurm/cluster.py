@@ -43,8 +43,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 MinJobAge=600
-# How long a command waits for a controller that is away.
-MessageTimeout=2
 ReturnToService=2
 KillWait=2
 # So many CPUs and so much memory, whatever this machine has.
