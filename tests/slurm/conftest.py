@@ -1,6 +1,5 @@
 """A cluster for the tests of this folder, and a suite to run on it."""
 
-import itertools
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ FILES = {
     "suite/night.yaml": "pack: group\nblocks:\n"
     "  digits: {models: [resnet_digits], data: digits, groups: [hflip, c4], probes: [orbit, consistency]}\n"
     "  broken: {models: [overflowing], data: digits, groups: [hflip], probes: [orbit], states: [final]}\n"
-    "overrides: [train.digits.epochs=1, probe.orbit.images=16, probe.orbit.resamples=100, probe.orbit.floor_images=4,"
+    "overrides: [train.digits.epochs=2, probe.orbit.images=16, probe.orbit.resamples=100, probe.orbit.floor_images=4,"
     " probe.consistency.images=16, probe.consistency.resamples=100]\n",
     "config.yaml": "suite: night\n",
 }
@@ -164,12 +163,8 @@ def undisturbed(cluster, tmp_path_factory) -> Site:
     for name, text in FILES.items():
         (folder / "conf" / name).write_text(text)
     subprocess.run([sys.executable, "-c", WEIGHTS], cwd=folder, check=True)
-    parts = (
-        ("resnet_digits/s0/{}/{}", ("init", "final"), ("hflip", "c4")),
-        ("overflowing/s0/{}/{}", ("final",), ("hflip",)),
-    )
-    names = [text.format(*place) for text, *places in parts for place in itertools.product(*places)]
-    site.targets = [f"data/parts/night/{name}.json" for name in names]
+    parts = [f"resnet_digits/s0/{state}/{group}" for state in ("init", "final") for group in ("hflip", "c4")]
+    site.targets = [f"data/parts/night/{part}.json" for part in (*parts, "overflowing/s0/final/hflip")]
     assert site.run("--cores", "2") == 0, site.said
     return site
 
