@@ -89,21 +89,30 @@ def find_spaces(network: nn.Module, x: Tensor) -> Spaces:
     (True, True)
     """
     proposed = _spaces(channels(_random(network, x), x))
-    found = Spaces(proposed)
+    found = Spaces([])
+    chosen = Spaces(proposed).random(0)
     model, x = general_position(network, x), x.double()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def logits(permutation: Permutation) -> Tensor:
+        model.train().eval()  # forgets the attention biases that it keeps
+        return torch.func.functional_call(model, permute(tensors, permutation), (x,))
+
+    def settle(some: Sequence[Space]) -> None:
+        """All at once, and by halves where the whole changes the logits."""
+        moved = float((logits({space: chosen[space] for space in some}) - still).norm() / still.norm())
+        if moved <= EXACT:
+            found.spaces.extend(some)
+        elif len(some) == 1:
+            found.refused[some[0].name] = f"permuting its {some[0].size} units changes the logits by {moved:.2g}"
+        else:
+            settle(some[: len(some) // 2])
+            settle(some[len(some) // 2 :])
+
     with torch.no_grad():
-        still = model(x)
-
-        def change(permutation: Permutation) -> float:
-            return float((apply(model, permutation)(x) - still).norm() / still.norm())
-
-        chosen = found.random(0)
-        if not change(chosen) <= EXACT:
-            for space in proposed:
-                moved = change({space: chosen[space]})
-                if not moved <= EXACT:
-                    found.refused[space.name] = f"permuting its {space.size} units changes the logits by {moved:.2g}"
-                    found.spaces = [one for one in found.spaces if one is not space]
+        still = logits({})
+        if proposed:
+            settle(proposed)
     if not found.spaces:
         why = next(iter(found.refused.values()), "its data flow shows none")
         raise Unsupported(f"{type(network).__name__}: no hidden channels can be permuted ({why})")
