@@ -86,6 +86,20 @@ def test_running_statistics_move_too():
     assert (logits - still).norm() > 1e-3 * still.norm()
 
 
+def test_no_attention_is_saturated_in_general_position():
+    """Where it is, any order of queries leaves the logits alone: shvit's would pass for a symmetry that its Hessian lacks."""
+    network, x = timm.create_model("shvit_s1").eval(), torch.randn(2, 3, 128, 128)
+    found = find_spaces(network, x)
+    assert len(found.spaces) > 20
+    assert (
+        sum("mixer.m.qkv" in name for name in found.refused) == 9
+    )  # queries, keys and values in one layer, without heads
+    model, x = general_position(network, x), x.double()
+    gradient = torch.autograd.grad(model(x)[:, 0].sum(), list(model.parameters()))
+    size = {name: float(g.norm()) for (name, _), g in zip(model.named_parameters(), gradient, strict=True)}
+    assert min(size[name] for name in size if name.endswith("qkv.c.weight")) > 1e-6 * max(size.values())
+
+
 def test_a_permutation_is_orthogonal_and_composes():
     network = timm.create_model("test_vit", num_classes=10, img_size=64).eval()
     found = find_spaces(network, torch.randn(2, 3, 64, 64))
