@@ -14,8 +14,9 @@ from eqbench.results import Status
 CAPTION = (
     "Spectral density of the Hessian of every model's first seed, untrained above trained: the share of all directions (log scale) with "
     "that curvature (symmetric log scale), by Lanczos quadrature, smoothed. "
-    "Islands far from 0 are the few sharp directions."
+    "Islands far from 0 are the few sharp directions; of a large board its first 40 models are shown, by name."
 )
+MODELS = 40  # that a figure shows: rows of more are out of anybody's sight
 POINTS, SMOOTHING = 161, 0.12  # of a curve; width of the Gaussian, on the symmetric log scale in units of e
 
 
@@ -39,7 +40,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     # A tenth of one direction's share, which is the weight of the largest eigenvalue.
     floor = 0.1 * min(float(weights[nodes.argmax()]) for states in found.values() for nodes, weights in states.values())
     height = max(math.log(float(curve.max()) / floor) for states in curves.values() for curve in states.values())
-    rows = [(key, state) for key in sorted(curves) for state in ("init", "final") if state in curves[key]]
+    rows = [(key, state) for key in sorted(curves)[:MODELS] for state in ("init", "final") if state in curves[key]]
     figure = Figure(figsize=(WIDTH, 1.0 + 0.42 * len(rows)), layout="constrained")
     axes, colours = figure.subplots(), colours_of(board)
     for i, (key, state) in enumerate(rows):
