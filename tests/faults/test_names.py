@@ -15,6 +15,7 @@ from PIL import Image
 from eqbench.cli import main
 
 ROOT = Path(__file__).parents[2]
+TEMPLATE = ROOT / "eqbench/templates/report.html.j2"
 SCRIPT = "<script>document.title='ran'</script><img src=x onerror=\"document.title='ran'\">"
 BREAKOUTS = [
     SCRIPT,
@@ -125,7 +126,7 @@ def test_the_page_runs_nothing_of_it(page, reliability):
             tab.goto(opened.as_uri())
             assert tab.title() == "eqbench: tiny"
             assert tab.locator("img").count() == 0
-            assert tab.locator("script").count() == 1
+            assert tab.locator("script").count() == TEMPLATE.read_text().count("<script")
             assert SCRIPT in tab.inner_text("body", timeout=5000) or SCRIPT in tab.text_content("body")
             for box in tab.locator("th button").all()[:3]:
                 box.click()
