@@ -58,7 +58,11 @@ PartitionName=cpu Nodes=c1 MaxTime=7-0 State=UP
 
 def missing() -> list[str]:
     """The programs that this machine lacks."""
-    return [name for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue") if not shutil.which(name)]
+    return [
+        name
+        for name in ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "setpriv")
+        if not shutil.which(name)
+    ]
 
 
 class Cluster:

@@ -59,11 +59,11 @@ class Site:
     before: dict[str, int] = field(default_factory=dict)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Snakemake, in a process group of its own; what it says goes to its folder."""
+        """Snakemake, in a process group of its own, until this process ends; what it says goes to its folder."""
         paths = {"WITNESS": str(self.witness), "PYTHONPATH": str(Path(__file__).parent / "witness")}
         said = (self.folder / "said.txt").open("w")
         return subprocess.Popen(
-            [*SNAKEMAKE, *self.targets, *arguments],
+            ["setpriv", "--pdeathsig", "KILL", *SNAKEMAKE, *self.targets, *arguments],
             cwd=self.folder,
             env=os.environ | self.environment | paths,
             stdin=subprocess.DEVNULL,
