@@ -87,9 +87,9 @@ def test_a_plan_of_many_cells(tmp_path, reliability, models, seeds, pack, bound)
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> Path:
-    """A folder with 10,000 results of 16 models: twelve layers each, every fiftieth one failed, some cells not run."""
+    """A folder with 10,000 results of 208 models: twelve layers each, one in eighty failed, some cells not run."""
     folder = tmp_path_factory.mktemp("measured")
-    write_suite(folder, 16, 13)
+    write_suite(folder, 208, 1)
     here = Path.cwd()
     os.chdir(folder)
     try:
@@ -110,7 +110,7 @@ def measured(tmp_path_factory) -> Path:
 
 def deepen(cell: Cell, result: Result) -> Result:
     """As many layers as a network has blocks; now and then a cell fails."""
-    if results.identity({"cell": str(cell)}, "", "").startswith(("0", "1")) and cell.seed == "s1":
+    if results.identity({"cell": str(cell)}, "", "").startswith(("00", "01", "02")):
         return board.fail(result, "out of GPU memory: lower `batch` of the model")
     result.layers += [Layer(f"late.{layer.name}", layer.depth, layer.shape, layer.coverage, layer.reason, layer.metrics)
                       for layer in result.layers if layer.coverage]  # fmt: skip
@@ -129,7 +129,7 @@ def test_ten_thousand_results(measured, reliability, verb):
     if verb == "report":
         page = measured / "reports/large/index.html"
         assert page.stat().st_size < 12e6
-        assert page.read_text().count("<tr") > 160
+        assert page.read_text().count("<tr") > 2000
 
 
 def test_what_is_read_directly_is_what_hydra_composes():
