@@ -13,7 +13,7 @@ import cluster as slurm
 import pandas as pd
 import psutil
 import pytest
-from conftest import ON_CLUSTER, Site, until
+from night import ON_CLUSTER, Site, until
 
 BROKEN = "overflowing/s0/final/hflip/orbit"
 
