@@ -79,7 +79,8 @@ def test_every_stored_file_damaged(verbs, stages, finished, number, reliability)
     assert done["code"] == 2
     assert "Traceback" not in done["err"]
     _rounds(verbs, stages, finished)
-    assert verbs(finished, "collect", "suite=tiny")["code"] == 0
+    for verb in ("collect", "plot", "report"):
+        assert verbs(finished, verb, "suite=tiny")["code"] == 0
     assert different(finished, stages["report"].after) == []
     for fault, count in tried.items():
         reliability(fault, count)
@@ -101,7 +102,8 @@ def test_weights_and_results_of_one_another(verbs, stages, finished, reliability
     assert refused["code"] == 2
     assert "expected sha256" in refused["err"]
     _rounds(verbs, stages, finished)
-    assert verbs(finished, "collect", "suite=tiny")["code"] == 0
+    for verb in ("collect", "plot", "report"):
+        assert verbs(finished, verb, "suite=tiny")["code"] == 0
     assert different(finished, stages["report"].after) == []
     reliability("stored weights and results swapped", len(swaps))
 
