@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -151,7 +152,7 @@ class Crash(BaseException):
         (training._Run, "_train", 3),
         (training._Run, "_write", 1),
         (training._Run, "_write", 2),
-        (training.os, "replace", 2),
+        (os, "replace", 2),
         (models, "save_state", 1),
         (models, "save_state", 2),
         (models, "save_state", 3),
