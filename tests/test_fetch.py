@@ -261,7 +261,7 @@ def run_torch(path):
 
 @pytest.mark.parametrize(("form", "victim"), [(torch.save, run_torch), (save_old, run_torch), (save_plain, run_plain)])
 @pytest.mark.parametrize("source", [Source.file, Source.folder])
-def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(form, victim, source, tmp_path):
+def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(form, victim, source, tmp_path, reliability):
     folder, target = tmp_path / "theirs", tmp_path / "ran"
     models.save_state(tiny(), folder)
     (folder / "model.safetensors").unlink()
@@ -272,6 +272,7 @@ def test_a_checkpoint_with_code_is_refused_and_the_code_never_runs(form, victim,
     assert not target.exists()
     victim(folder / "pytorch_model.bin")
     assert target.exists()  # the payload was a real one
+    reliability("weight file that carries code: refused, and it never ran")
 
 
 def edit(state, **changes):
@@ -344,12 +345,13 @@ def test_a_renamed_pickle_is_taken_by_order(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "name"), FORMS[:4])
-def test_a_truncated_file_is_refused(form, name, tmp_path):
+def test_a_truncated_file_is_refused(form, name, tmp_path, reliability):
     form(tiny(), tmp_path / name)
     content = (tmp_path / name).read_bytes()
     for length in (0, 100, len(content) // 2, len(content) - 1):
         (tmp_path / name).write_bytes(content[:length])
         refused(file_conf(tmp_path / name), tmp_path / "weights", r"w\..*truncated")
+    reliability("truncated weight file", 4)
 
 
 def test_other_mistakes_about_a_file(tmp_path):
@@ -486,7 +488,7 @@ def test_the_hub_gives_tags_and_repositories_and_is_asked_once(repositories, tmp
     assert not list(root.rglob(".download"))
 
 
-def test_a_killed_download_is_resumed(repositories, tmp_path):
+def test_a_killed_download_is_resumed(repositories, tmp_path, reliability):
     content = repositories["timm/resnet10t.c3_in1k"]["model.safetensors"]
     call = ("large", "s0", {"timm": "resnet10t.c3_in1k"})
     with serve(repositories) as hub:
@@ -509,6 +511,7 @@ def test_a_killed_download_is_resumed(repositories, tmp_path):
         assert len(ranges) == 3
         assert hub.sent < 2 * len(content)
     assert save(final(tmp_path / "weights", "large").module.state_dict()) == content
+    reliability("kill -9 of a download, then a dropped connection", 2)
 
 
 def test_what_the_hub_does_not_have_or_has_wrongly_is_said_in_one_line(repositories, tmp_path):

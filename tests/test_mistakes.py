@@ -176,7 +176,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_one_line_exit_2_nothing_written(here, mistake, capsys):
+def test_one_line_exit_2_nothing_written(here, mistake, capsys, reliability):
     argv, spoil, words = MISTAKES[mistake]
     if spoil:
         spoil()
@@ -191,6 +191,7 @@ def test_one_line_exit_2_nothing_written(here, mistake, capsys):
     assert len(error) < 700
     assert _tree() == before
     assert not Path("ran").exists()
+    reliability("user's mistake (wrong hash, NaN, truncated, swapped ...): one line, exit 2, nothing written")
 
 
 def _tree():
