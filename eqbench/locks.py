@@ -1,4 +1,4 @@
-"""Locks between processes that share a working folder; the system releases them, however a process ends (no torch).
+"""Processes that share a working folder: locks that the system releases however one ends, and which still live (no torch).
 
 A file system that has no locks (some that are shared over a network) goes without: every file is written whole anyway,
 so that two processes which do the same work at once waste time and nothing else.
@@ -56,6 +56,15 @@ def adopt(folder: Path) -> None:
             os.truncate(handle, 0)
             os.pwrite(handle, here, 0)
     _lock(handle, fcntl.LOCK_SH)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives, anybody's."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:  # EPERM: it is somebody else's
+        return error.errno != errno.ESRCH
+    return True
 
 
 def _lock(handle: int, how: int) -> bool | None:

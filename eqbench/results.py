@@ -1,6 +1,5 @@
 """The Result of a cell, its atomic writing, and its only reader (no torch)."""
 
-import errno
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from eqbench.errors import UserError
+from eqbench.locks import alive
 from eqbench.metrics import METRICS
 from eqbench.options import digest
 
@@ -139,13 +139,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def _abandoned(partial: Path) -> bool:
     """Whether whoever wrote here was killed: a process of this machine that is no more."""
     process, _, host = partial.name.removesuffix(".part").rpartition("@")
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(int(process.rpartition(".")[2]), 0)
-    except OSError as error:  # EPERM: it lives, and is somebody else's
-        return error.errno == errno.ESRCH
-    return False
+    return host == socket.gethostname() and not alive(int(process.rpartition(".")[2]))
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from eqbench.locks import alive
 from eqbench.results import write_text
 
 BEAT, SILENT = 10.0, 60.0  # seconds between two signs of life; after which a job without any is taken for dead
@@ -69,17 +70,6 @@ def read(folder: Path) -> dict[Path, Note]:
         with suppress(OSError, ValueError, TypeError):  # it ended meanwhile, or is no note
             note = Note(**json.loads(path.read_text(encoding="utf-8")))
             fresh = time.time() - path.stat().st_mtime < SILENT
-            if fresh and (note.host != socket.gethostname() or _lives(note.pid)):
+            if fresh and (note.host != socket.gethostname() or alive(note.pid)):
                 found[path] = note
     return found
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process of this machine does."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is somebody else's
-        return True
-    return True
