@@ -105,9 +105,9 @@ def tests() -> Iterator[str]:
         name = str(path.relative_to(ROOT))
         if name not in AREAS:
             for node in ast.parse(path.read_text()).body:
-                if isinstance(node, ast.FunctionDef) and "reliability" in [a.arg for a in node.args.args]:
-                    if node.name.startswith("test_"):
-                        yield f"{name}::{node.name}"
+                takes = [a.arg for a in node.args.args] if isinstance(node, ast.FunctionDef) else []
+                if "reliability" in takes and node.name.startswith("test_"):
+                    yield f"{name}::{node.name}"
 
 
 def main() -> int:

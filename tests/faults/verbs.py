@@ -50,14 +50,17 @@ def _main():
         job = json.loads(line)
         reader, writer = os.pipe()
         errors = Path(job["err"] or f"{job['folder']}/.stderr")
+        errors.touch()
         start = time.monotonic()
         child = os.fork()
         if child == 0:
-            os.setsid()
+            os.setpgid(0, 0)
             with errors.open("w") as file:
                 os.dup2(file.fileno(), 2)
                 os.dup2(file.fileno(), 1)
             _run(cli, job, writer)
+        with contextlib.suppress(OSError):  # the child has done so itself
+            os.setpgid(child, child)
         os.close(writer)
         if job["after"] is not None:
             pause = job["after"] - (time.monotonic() - start)
