@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from verbs import Verbs
+from verbs import IN_PLACE, Verbs
 
 from eqbench import config, options, runner, schema
 from eqbench.models import create
@@ -125,6 +125,7 @@ def stages(verbs, pristine, tmp_path_factory):
         shutil.copytree(folder, before)
         done = verbs(folder, *argv)
         assert done["code"] == 0, done["err"]
+        assert IN_PLACE not in done["err"], done["err"]
         every = (*found[argv[0]].all, argv) if argv[0] in found else (argv,)
         found[argv[0]] = Stage(argv, before, contents(folder), done["seconds"], done["operations"], every)
     return found

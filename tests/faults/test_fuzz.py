@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import FILES, forget
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from eqbench import config, options, schema
@@ -119,10 +119,11 @@ def test_two_hundred_configurations(folder, reliability, capsys):
         derandomize=True,
         deadline=None,
         database=None,
-        phases=[Phase.generate],
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(plausible | plausible | edits, max_size=2), st.just([]) | st.lists(overrides, max_size=1))
+    @example([], [f"data.digits.kind={'a' * 5000}"])
     def tried(changes, given_overrides):
         _write(folder, changes)
         started = time.monotonic()

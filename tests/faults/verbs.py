@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+IN_PLACE = "written in place, where a kill would leave half of it:"
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink", "os.link", "shutil.rmtree"}
 
 
@@ -110,8 +111,11 @@ def _count(folder, stop):
         if event is None or not isinstance(path, str | os.PathLike):
             return
         full = os.path.abspath(os.fspath(path))
-        if isinstance(full, str) and full.startswith(folder):
+        if full.startswith(folder):
             counted[0] += 1
+            below = Path(full).relative_to(folder)
+            if event == "write" and not any(part.startswith(".") for part in below.parts):
+                print(f"{IN_PLACE} {below}", file=sys.stderr, flush=True)
             if counted[0] == stop:
                 os.killpg(0, signal.SIGKILL)
 
