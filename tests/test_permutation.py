@@ -7,6 +7,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from eqbench.errors import Unsupported
+from eqbench.symmetries import permutation
 from eqbench.symmetries.permutation import Space, apply, find_spaces, general_position, permute
 
 SMALL_SWIN = {"img_size": 56, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
@@ -84,6 +85,14 @@ def test_running_statistics_move_too():
     moved = permute(dict(model.named_parameters()), pi)
     logits = torch.func.functional_call(model, moved, (x.double(),))
     assert (logits - still).norm() > 1e-3 * still.norm()
+
+
+def test_two_heads_are_really_exchanged():
+    """A random order of two is the identity every other time: wrong heads of gcvit's windows would pass."""
+    network = timm.create_model("gcvit_xxtiny", img_size=96).eval()
+    found = find_spaces(network, torch.randn(2, 3, 96, 96))
+    assert "stages.0.blocks.0.attn.qkv (groups)" in found.refused
+    assert torch.equal(permutation._cycle(torch.tensor([2, 0, 1])), torch.tensor([1, 2, 0]))
 
 
 def test_no_attention_is_saturated_in_general_position():

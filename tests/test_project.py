@@ -18,7 +18,19 @@ from eqbench.schema import PROBES
 
 ROOT = Path(__file__).parents[1]
 TORCH_FREE = ["config", "options", "results", "stats", "leaderboard", "plots", "report", "cells", "metrics", "groups"]
-TORCH_FREE += ["runner", "cli", "weights", "data", "schema", "locks", "costs", "forecast", "status", "running", "reference"]
+TORCH_FREE += [
+    "runner",
+    "cli",
+    "weights",
+    "data",
+    "schema",
+    "locks",
+    "costs",
+    "forecast",
+    "status",
+    "running",
+    "reference",
+]
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)

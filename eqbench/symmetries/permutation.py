@@ -90,7 +90,9 @@ def find_spaces(network: nn.Module, x: Tensor) -> Spaces:
     """
     proposed = _spaces(channels(_random(network, x), x))
     found = Spaces([])
-    chosen = Spaces(proposed).random(0)
+    chosen = {
+        space: _cycle(order) for space, order in Spaces(proposed).random(0).items()
+    }  # which leaves no unit in place
     model, x = general_position(network, x), x.double()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
@@ -117,6 +119,11 @@ def find_spaces(network: nn.Module, x: Tensor) -> Spaces:
         why = next(iter(found.refused.values()), "its data flow shows none")
         raise Unsupported(f"{type(network).__name__}: no hidden channels can be permuted ({why})")
     return found
+
+
+def _cycle(order: Tensor) -> Tensor:
+    """The permutation that takes each unit to the next in this order, and the last to the first."""
+    return torch.empty_like(order).scatter_(0, order, order.roll(-1))
 
 
 def _random(network: nn.Module, x: Tensor) -> nn.Module:
