@@ -115,7 +115,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
         command = [sys.executable, "-m", "pytest", *(sys.argv[1:] or tests()), f"--junit-xml={report}"]
-        code = subprocess.run([*command, "-o", "junit_family=xunit1"], cwd=ROOT).returncode
+        apart = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "-o", "junit_family=xunit1"]
+        code = subprocess.run([*command, *apart], cwd=ROOT).returncode
         found = rows(report)
     TABLE.write_text(
         "# Reliability\n\nWhat the tests broke on purpose, and what came of it. Written by `make reliability`; do not edit.\n"

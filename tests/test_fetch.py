@@ -599,5 +599,5 @@ def test_the_cache_of_huggingface_is_used_offline(repositories, tmp_path):
 def test_a_card_is_json_without_times(lite):
     card = json.loads(weights.card_path(lite, "m", "s0").read_text())
     assert set(card) == {
-        "model", "seed", "source", "timm", "licence", "origin", "states", "facts", "versions", "config",
+        "model", "seed", "source", "timm", "licence", "origin", "states", "facts", "versions", "config", "checksum",
     }  # fmt: skip

@@ -55,17 +55,26 @@ def write_suite(folder: Path, models: int, seeds: int) -> None:
     )
 
 
+# A process counts the memory of the one that it was forked from: a small one forks, and tells what its child took.
+LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+took = resource.getrusage(resource.RUSAGE_CHILDREN)
+open(sys.argv[1], "w").write(f"{took.ru_utime + took.ru_stime} {took.ru_maxrss / 1e3}")
+sys.exit(code)
+"""
+
+
 def run(folder: Path, *command: str) -> Done:
     """Run a command to its end; its peak is that of its largest process."""
     with open(folder / "out", "w+") as out, open(folder / "err", "w+") as err:
         start = time.perf_counter()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env=environment)
-        _, code, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(code)
-        took = time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3
+        launched = [sys.executable, "-c", LAUNCHER, "took", *command]
+        code = subprocess.run(launched, cwd=folder, stdout=out, stderr=err, env=environment).returncode
+        took = time.perf_counter() - start, *map(float, (folder / "took").read_text().split())
         done = Done(*(stream.seek(0) or stream.read() for stream in (out, err)), *took)
-    assert process.returncode == 0, done.stderr[-2000:]
+    assert code == 0, done.stderr[-2000:]
     return done
 
 

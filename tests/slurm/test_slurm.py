@@ -158,9 +158,9 @@ def test_snakemake_is_stopped_and_started_again(site, undisturbed, cluster, sign
     until(lambda: site.notes("init+hflip") and "s0/final/hflip/orbit" in str(site.cells()))
     site.before = site.cells()
     os.killpg(run.pid, signum)
-    run.wait(30)
+    run.wait(120)
     if signum == signal.SIGINT:
-        until(lambda: not cluster.jobs(), 10)
+        until(lambda: not cluster.jobs(), 30)
     else:
         assert cluster.jobs()
     assert site.run(*ON_CLUSTER) == 0, site.said
