@@ -32,9 +32,6 @@ os.environ.update(
 # A job that was sent elsewhere need not have a network, and must not wait for one: what it reads was fetched before, here.
 if workflow.remote_exec:
     os.environ.update(HF_HUB_OFFLINE="1")
-# Every output is written whole: what a killed run left behind is either absent or true.
-if workflow.dag_settings is not None:  # there are none under --lint
-    workflow.dag_settings.force_incomplete = True
 FIGURES = [
     "tradeoff",
     "heatmap",

@@ -55,11 +55,12 @@ def plan(names: dict[str, str], overrides: Sequence[str]) -> None:
 
 def status(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Where a suite stands, also while it runs: cells done, running, failed and why, and the time left."""
+    from eqbench import running
     from eqbench.cells import read_cells
-    from eqbench.status import notes, status_text
+    from eqbench.status import status_text
 
     plan = load_suite(names.get("suite"), overrides)
-    print(*status_text(read_cells(plan, CELLS), notes(PARTS, plan.name), WEIGHTS), sep="\n")
+    print(*status_text(read_cells(plan, CELLS), running.read(PARTS / plan.name), WEIGHTS), sep="\n")
 
 
 def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:

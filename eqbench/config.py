@@ -100,14 +100,8 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of every option that the suite is made of: a job on another machine refuses to run under another one."""
-        used = {"model": set(self.models), "group": set(), "probe": set(), "data": set()}
-        for cell, (data, _) in self.cells.items():
-            used["group"] |= {cell.group} - {UNGROUPED}
-            used["probe"].add(cell.probe)
-            used["data"].add(data)
-        tree = {f"{kind}/{name}": self.plain(kind, name) for kind, names in used.items() for name in sorted(names)}
-        trained = {model: self.weights(model) for model in self.models}
-        return digest([self.plain("suite", self.name), tree, trained, self.arguments])
+        used = _used(self, self.option("suite", self.name)) - {("group", UNGROUPED)}
+        return digest([{f"{kind}/{name}": self.plain(kind, name) for kind, name in used}, self.arguments])
 
     def weights(self, model: str) -> dict[str, Any]:
         """What decides a model's weights: its configuration and, if it is trained here, the recipe and its data."""

@@ -5,6 +5,7 @@ counted on networks of timm that are built without memory for their weights.
 """
 
 import csv
+import io
 import json
 import math
 import sys
@@ -73,12 +74,9 @@ def sizes() -> Iterator[tuple[str, int, int]]:
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    class Lines(list[str]):
-        write = list.append
-
-    lines = Lines()
-    csv.writer(lines, lineterminator="\n").writerows([header, *rows])
-    write_text(path, "".join(lines))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -67,10 +67,15 @@ def mean_interval(samples: Array) -> tuple[float, float, float]:
     return student(float(samples.mean()), float(samples.std(ddof=1)) / len(samples) ** 0.5, len(samples))
 
 
-def jackknife_error(left_out: Array) -> float:
-    """The standard error of a statistic from its values with one of n parts left out, (n,) (Efron & Stein 1981)."""
+def jackknife(value: float, left_out: Array) -> tuple[float, float, float]:
+    """A statistic and its interval by Student's t, from its values with one of n parts left out, (n,) (Efron & Stein 1981).
+
+    >>> x = np.array([1.0, 2.0, 3.0])
+    >>> bool(np.allclose(jackknife(x.mean(), (x.sum() - x) / 2), mean_interval(x)))  # of a mean it is the usual one
+    True
+    """
     n = len(left_out)
-    return math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
+    return student(value, math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum())), n)
 
 
 def at_ones(statistic: Statistic, n: int) -> float:

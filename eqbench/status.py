@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import time
 
-from eqbench import running
 from eqbench.cells import MISSING, STALE, Cells
 from eqbench.config import Cell
 from eqbench.forecast import Forecast, duration
@@ -15,6 +14,7 @@ from eqbench.weights import card_path
 SHOWN = 10  # lines of a list
 WIDTH = 200  # characters of a line of it
 RUNNING = "running"
+WORDS = {"measured": "their last measurement", "alike": "cells of the same model and probe", "law": "the law of costs"}
 
 
 def status_text(cells: Cells, notes: dict[Path, Note], weights: Path, now: float | None = None) -> Iterator[str]:
@@ -59,10 +59,8 @@ def _left(cells: Cells, states: dict[Cell, str], notes: dict[Path, Note], weight
         yield "nothing is left to measure"
         return
     forecast = Forecast(cells, weights)
-    work, known = (
-        sum(forecast.expected[cell].seconds for cell in todo),
-        [forecast.expected[cell].known for cell in todo],
-    )
+    expected = [forecast.expected[cell] for cell in todo]
+    work, known = sum(one.seconds for one in expected), [one.known for one in expected]
     how = ", ".join(f"{known.count(name)} by {word}" for name, word in WORDS.items() if name in known)
     yield f"left: {len(todo)} cells, {duration(work)} of work on one {forecast.device} ({how})"
     missing = sorted({(c.model, c.seed) for c in todo if not card_path(weights, c.model, c.seed).exists()})
@@ -71,19 +69,11 @@ def _left(cells: Cells, states: dict[Cell, str], notes: dict[Path, Note], weight
             ", ..." if len(missing) > 1 else ""
         )
     if notes:
-        longest = max(forecast.expected[cell].seconds for cell in todo)
+        longest = max(one.seconds for one in expected)
         yield f"  at {len(notes)} at once: {duration(max(work / len(notes), longest))}"
-
-
-WORDS = {"measured": "their last measurement", "alike": "cells of the same model and probe", "law": "the law of costs"}
 
 
 def _some(lines: list[str]) -> Iterator[str]:
     yield from (f"  {line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'}" for line in lines[:SHOWN])
     if len(lines) > SHOWN:
         yield f"  and {len(lines) - SHOWN} more"
-
-
-def notes(parts: Path, suite: str) -> dict[Path, Note]:
-    """The notes of a suite's jobs that live."""
-    return running.read(parts / suite)

@@ -19,7 +19,7 @@ from eqbench.cells import read_cells
 from eqbench.forecast import Forecast, duration
 from eqbench.results import Status
 from eqbench.running import Note
-from eqbench.status import notes, status_text
+from eqbench.status import status_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,9 +95,9 @@ def test_long_lists_and_long_reasons_are_cut(tmp_path):
 def test_a_note_lives_with_its_job(tmp_path):
     path = running.note_path(tmp_path / "suite/m/s0/init", "all")
     with running.noted(path, 3) as tell:
-        assert notes(tmp_path, "suite") == {}
+        assert running.read(tmp_path / "suite") == {}
         tell("m/s0/init/c4/orbit", 1)
-        (seen,) = notes(tmp_path, "suite").values()
+        (seen,) = running.read(tmp_path / "suite").values()
         assert (seen.cell, seen.done, seen.of, seen.pid) == ("m/s0/init/c4/orbit", 1, 3, os.getpid())
     assert list(path.parent.iterdir()) == []
 
@@ -157,7 +157,7 @@ def test_while_a_run_is_going_on(tmp_path, killed):
     try:
         deadline, seen = time.time() + 120, {}
         while not seen and probe.poll() is None and time.time() < deadline:
-            seen = notes(tmp_path / "data/parts", "tiny")
+            seen = running.read(tmp_path / "data/parts/tiny")
             time.sleep(0.01)
         assert [one.pid for one in seen.values()] == [probe.pid]
         if killed:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from eqbench.curvature.lanczos import Operator, orthogonalised
-from eqbench.stats import jackknife_error, student
+from eqbench.stats import jackknife, student
 
 
 @dataclass
@@ -127,4 +127,4 @@ def combined(known: Tensor, samples: Tensor, combine: Callable[[Tensor], Tensor]
     if p < 2:
         return Estimate(*student(value, 0.0, p))
     left_out = torch.stack([combine(known + (samples.sum(0) - sample) / (p - 1)) for sample in samples])
-    return Estimate(*student(value, jackknife_error(left_out.double().cpu().numpy()), p))
+    return Estimate(*jackknife(value, left_out.double().cpu().numpy()))

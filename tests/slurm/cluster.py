@@ -143,10 +143,18 @@ class Cluster:
         lines = self.ask("squeue", "-h", "-o", "%i %N").splitlines()
         return {line.split()[0]: line.partition(" ")[2] for line in lines}
 
-    def kill_controller(self) -> None:
+    def stop_controller(self) -> None:
+        """It saves its state first; one that is killed forgets the jobs that it started in its last seconds."""
         daemon = self.daemons.pop("slurmctld")
-        daemon.kill()
-        daemon.wait()
+        daemon.terminate()
+        daemon.wait(60)
+
+    def clear(self) -> None:
+        """What one test has left must not fail the next one."""
+        self.ask("scancel", "--user", getpass.getuser())
+        drained = [line.split()[0] for line in self.ask("sinfo", "-hN", "-t", "drain", "-o", "%N").splitlines()]
+        for node in drained:
+            self.ask("scontrol", "update", f"nodename={node}", "state=resume")
 
     def kill_node(self, node: str) -> None:
         """As if its power failed: no process of the node lives on, none can say so, and somebody notices."""

@@ -45,10 +45,11 @@ def undisturbed(cluster, tmp_path_factory) -> Site:
 
 
 @pytest.fixture
-def site(undisturbed, cluster, tmp_path) -> Site:
+def site(undisturbed, cluster, tmp_path) -> Iterator[Site]:
     """A copy of it, to lose cells of and to make them again on the cluster."""
     shutil.copytree(undisturbed.folder, tmp_path / "run")
     made = Site(tmp_path / "run", tmp_path / "witness", cluster.environment)
     made.witness.mkdir()
     cluster.wait_until_idle()
-    return made
+    yield made
+    cluster.clear()

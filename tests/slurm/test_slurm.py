@@ -140,7 +140,7 @@ def test_a_controller_is_restarted(site, undisturbed, cluster, reliability):
     site.mischief("init+hflip", "wait 5")
     run = site.start(*ON_CLUSTER)
     until(lambda: site.notes("init+hflip"))
-    cluster.kill_controller()
+    cluster.stop_controller()
     time.sleep(6)  # commands of SLURM ask again for 10 seconds
     cluster.start_controller()
     assert site.end(run) == 0, site.said

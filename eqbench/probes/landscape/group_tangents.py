@@ -13,7 +13,7 @@ from eqbench.curvature.trace import quadratic_trace
 from eqbench.errors import Failed
 from eqbench.results import Measure
 from eqbench.schema import GroupLandscape
-from eqbench.stats import Array, jackknife_error, student
+from eqbench.stats import Array, jackknife
 
 
 def norm_ratio(a: Tensor, b: Tensor, weights: Array, null: float | None = None) -> Measure:
@@ -30,7 +30,7 @@ def norm_ratio(a: Tensor, b: Tensor, weights: Array, null: float | None = None) 
     k = len(a)
     w = np.vstack([np.ones(k), 1 - np.eye(k)]) * weights
     value, *without = ((w @ over * w).sum(1).clip(0) / (w @ under * w).sum(1)) ** 0.5
-    middle, lo, hi = student(float(value), jackknife_error(np.array(without)), k)
+    middle, lo, hi = jackknife(float(value), np.array(without))
     return Measure(middle, max(lo, 0.0), hi, k, null=null)
 
 

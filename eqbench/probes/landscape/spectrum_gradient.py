@@ -10,7 +10,7 @@ from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.lanczos import Eigenpairs, extreme_eigenpairs
 from eqbench.curvature.objective import Objective
 from eqbench.results import Measure
-from eqbench.stats import jackknife_error, student
+from eqbench.stats import jackknife
 
 PARTS = 8  # of the images, one left out at a time
 
@@ -73,7 +73,7 @@ def _jackknifed(
     p = len(left_out)
     if p < 2:
         return Measure(float(value), n=images, null=null, reason=reason)
-    middle, lo, hi = student(float(value), jackknife_error(left_out.double().cpu().numpy()), p)
+    middle, lo, hi = jackknife(float(value), left_out.double().cpu().numpy())
     hi = hi if null is None else min(hi, 1.0)  # a share is at most one
     return Measure(middle, lo, hi, images, null=null, reason=reason)
 
