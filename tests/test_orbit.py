@@ -289,6 +289,16 @@ def test_failures_are_rows(case):
     assert "not finite" in broken.reason
 
 
+def test_out_of_memory_is_a_row_and_any_other_error_is_not(case, monkeypatch):
+    net, x, y = case
+    monkeypatch.setitem(RUN, Orbit, lambda *_: torch.empty(10**14))
+    found = eqbench.probe("orbit", net, x, y, "hflip")
+    assert (found.status, "out of memory" in found.reason) == (Status.failed, True)
+    monkeypatch.setitem(RUN, Orbit, lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        eqbench.probe("orbit", net, x, y, "hflip")
+
+
 def test_the_module_is_left_as_it_was(case):
     net, x, y = case
     net.train()

@@ -71,9 +71,11 @@ def measure(subject: Subject, group: Group | None, placebo: Group | None, conf: 
         result.status, result.reason = Status.skipped, str(error)
     except Failed as error:
         result.status, result.reason = Status.failed, str(error)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
         result.status = Status.failed
-        result.reason = "out of GPU memory: lower `batch` of the model, or `micro_batch` of the spectrum probe"
+        result.reason = "out of memory: lower `batch` of the model, or `micro_batch` of the probe if it has one"
     result.metrics, result.layers, result.curves = found.metrics, found.layers, found.curves
     result.cost = {
         "seconds": round(time.perf_counter() - started, 3),
