@@ -34,7 +34,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     ends = math.asinh(largest / linear) + 4 * SMOOTHING
     grid = np.linspace(-ends, ends, POINTS)
     curves = {
-        key: {state: _smoothed(grid, np.arcsinh(nodes / linear), weights) for state, (nodes, weights) in states.items()}
+        key: {state: smoothed(grid, np.arcsinh(nodes / linear), weights) for state, (nodes, weights) in states.items()}
         for key, states in found.items()
     }
     # A tenth of one direction's share, which is the weight of the largest eigenvalue.
@@ -67,7 +67,7 @@ def _numbers(curve: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([] if any(value is None for value in curve) else curve, dtype=np.float64)
 
 
-def _smoothed(
+def smoothed(
     grid: NDArray[np.float64], places: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """sum_j w_j exp(-(x - x_j)^2 / 2s^2): a lone atom peaks at its own weight."""

@@ -32,10 +32,10 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     grid: Any = figure.subplots(len(found), 1 + CURVES, squeeze=False, width_ratios=[1.5, *[1] * CURVES])
     for i, (cell, result) in enumerate(found):
         what = f"{cell.model} on {board.plan.data(cell)}, {cell.group}"
-        filters = [one for one in result.curves.get("filters", []) if _alive(one["kernels"])]
+        filters = [one for one in result.curves.get("filters", []) if alive(one["kernels"])]
         _mosaic(grid[i, 0], filters[:FAMILIES], what, i, titles)
         grid[i, 0].set_title(what)
-        tuned = [one for one in result.curves.get("tuning", []) if _alive(one["responses"])]
+        tuned = [one for one in result.curves.get("tuning", []) if alive(one["responses"])]
         strongest = sorted(tuned, key=lambda one: (not one["matched"], -len(one["members"])))
         for k in range(CURVES):
             axes = grid[i, 1 + k]
@@ -47,7 +47,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     return figure
 
 
-def _alive(numbers: Any) -> bool:
+def alive(numbers: Any) -> bool:
     """Whether there is anything to see: units that training switched off match each other perfectly."""
     return bool(np.ptp(np.array(numbers, float)) > 1e-3)
 
