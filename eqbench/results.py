@@ -40,6 +40,7 @@ class Measure:
         value, lo, hi: the estimate and its 95 % interval.
         n: how many images (or random probes) stand behind it.
         floor: what a perfectly symmetric twin reaches. null: what chance reaches.
+        units, replicates: of a metric that ranks, what `stats.replicates` keeps; files of older versions have none.
     """
 
     value: float | None
@@ -49,6 +50,8 @@ class Measure:
     floor: float | None = None
     null: float | None = None
     reason: str | None = None
+    units: int | None = field(default=None, repr=False)
+    replicates: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("value", "lo", "hi", "floor", "null"):
@@ -181,6 +184,10 @@ def write(result: Result, path: Path) -> None:
         if name not in METRICS:
             raise KeyError(f"metric '{name}' is not declared in eqbench.metrics")
     tree = asdict(result)
+    for measures in (tree["metrics"], *(layer["metrics"] for layer in tree["layers"])):
+        for measure in measures.values():
+            if measure["replicates"] is None:
+                del measure["units"], measure["replicates"]
     tree["curves"] = _drawn(result.curves)
     write_json(path, tree)
 

@@ -1,17 +1,27 @@
-"""Intervals: the paired percentile bootstrap over images or clusters of images, Student's t, the jackknife (no torch)."""
+"""Intervals: the paired bootstrap over images or clusters of images, Student's t, the jackknife (no torch).
 
+A bootstrap's interval is the expanded percentile one (Hesterberg 2015): percentiles at the levels that make the interval of
+a mean as wide as Student's t. It was chosen by simulation on the statistics in use, with heavy-tailed images (true cover of
+nominal 95 %; n = 16, 64, 256 units): root of a ratio of means 93, 94, 96 %, share 93, 93, 92 %, paired difference 93, 93,
+95 %. Plain percentiles cover less from few units (90, 93, 96; 89, 92, 92; 90, 92, 95 %), and BCa less from all (89, 92, 95;
+84, 88, 88; 87, 90, 93 %): its correction is itself estimated from the few images in the tail. tests/test_inference.py repeats it.
+"""
+
+import base64
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 LEVEL = 0.95
 BLOCK = 2**23  # weights that are held at once: 64 MB
+STORED = 500  # replicates that a cell keeps of a metric that ranks: 2.7 KB of text, and a standard error to 3 %
 
 
 @lru_cache(maxsize=4)
@@ -28,7 +38,7 @@ def resamples(n: int, count: int, seed: int = 0) -> Array:
 def bootstrap(
     statistic: Statistic, n: int, count: int, clusters: NDArray[np.int64] | None = None
 ) -> tuple[float, float, float]:
-    """A statistic of n images and its percentile interval.
+    """A statistic of n images and its interval.
 
     Args:
         statistic: maps weights (B, n) on the images to values (B,).
@@ -96,17 +106,54 @@ def intervals(
     Returns:
         (values at unit weights, lower, upper ends of the 95 % intervals), (k,) each.
     """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = statistics(np.ones((1, n)))[0].astype(np.float64)
+    drawn = samples(statistics, n, count, clusters)
+    tail = 100 * _tail(n if clusters is None else len(np.unique(clusters)))
+    ends = np.full((2, len(values)), np.nan)
+    known = np.isfinite(drawn).any(0) & math.isfinite(tail)
+    if known.any():
+        ends[:, known] = np.nanpercentile(drawn[:, known], [tail, 100 - tail], axis=0)
+    return values, ends[0], ends[1]
+
+
+def samples(statistics: Statistic, n: int, count: int, clusters: NDArray[np.int64] | None = None) -> Array:
+    """The values of k statistics on `count` resamples: (count, k). The first of them do not depend on how many there are."""
     names, owner = (None, slice(None)) if clusters is None else np.unique(clusters, return_inverse=True)
     units = n if names is None else len(names)
     rows = max(1, min(count, BLOCK // n))
+    parts = []
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = statistics(np.ones((1, n)))[0].astype(np.float64)
-        samples = np.empty((count, len(values)))
         for block, start in enumerate(range(0, count, rows)):
-            part = samples[start : start + rows]
-            part[:] = statistics(resamples(units, len(part), block)[:, owner])
-    tail = 50 * (1 - LEVEL)
-    ends = np.full((2, len(values)), np.nan)
-    known = np.isfinite(samples).any(0)
-    ends[:, known] = np.nanpercentile(samples[:, known], [tail, 100 - tail], axis=0)
-    return values, ends[0], ends[1]
+            parts.append(statistics(resamples(units, min(rows, count - start), block)[:, owner]))
+    return np.concatenate(parts).astype(np.float64)
+
+
+def replicates(statistic: Statistic, n: int, clusters: NDArray[np.int64] | None = None) -> dict[str, Any]:
+    """What a cell keeps of a metric, so that its differences from other cells on the same images can be paired.
+
+    Returns:
+        `units`: how many images, or clusters of them, were resampled independently; `replicates`: the values on the first
+        `STORED` resamples, base64 of little-endian float32. Both are fields of `results.Measure`.
+    """
+    drawn = samples(lambda w: statistic(w)[:, None], n, STORED, clusters)[:, 0]
+    text = base64.b64encode(drawn.astype("<f4").tobytes()).decode()
+    return {"units": n if clusters is None else len(np.unique(clusters)), "replicates": text}
+
+
+def unpack(text: str) -> Array:
+    """The values that `replicates` stored.
+
+    >>> x = np.array([0.25, 0.5, 3.0])
+    >>> drawn = unpack(replicates(lambda w: w @ x / 3, 3)["replicates"])
+    >>> bool(np.allclose(drawn, resamples(3, STORED) @ x / 3, rtol=1e-6))
+    True
+    """
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float64)
+
+
+def _tail(units: int) -> float:
+    """The share of the resamples beyond either end of the interval; NaN for a single unit, which says nothing of its error."""
+    if units < 2:
+        return math.nan
+    return float(ndtr(-stdtrit(units - 1, (1 + LEVEL) / 2) * math.sqrt(units / (units - 1))))

@@ -25,7 +25,7 @@ from eqbench.probes.derivatives.tally import Tally, tally
 from eqbench.probes.derivatives.tangents import Jacobian
 from eqbench.results import Layer, Measure
 from eqbench.schema import Lie
-from eqbench.stats import Array, bootstrap, intervals
+from eqbench.stats import Array, bootstrap, intervals, replicates
 
 UNIFORM = 0.9  # share of the energy of v_X that is the same for all pixels, from which on its controls are itself
 TOLERANCE = {True: 1e-2, False: 0.2}  # of the check of cuts: by forward mode, by central differences
@@ -113,13 +113,14 @@ def _ratios(
     values, lo, hi = intervals(statistics, subject.n, conf.resamples, subject.clusters)
     uniform = float(sums.uniform.sum() / sums.speed.sum())
 
-    def measure(i: int) -> Measure:
+    def measure(i: int, **kept: Any) -> Measure:
         if uniform > UNIFORM or not math.isfinite(values[i]):
             return Measure(None, reason=NO_CONTROL if uniform > UNIFORM else SILENT)
-        return Measure(values[i], lo[i], hi[i], subject.n, null=1.0)
+        return Measure(values[i], lo[i], hi[i], subject.n, null=1.0, **kept)
 
     found = {layer.name: {"layer_lie_ratio": measure(i)} for i, layer in enumerate(layers)}
-    found[""] = {"lie_ratio": measure(len(layers) - 1), "layer_lie_ratio": measure(len(layers))}
+    kept = replicates(lambda w: (w @ above[-1, 0]) / (w @ below[-1, 0]), subject.n, subject.clusters)
+    found[""] = {"lie_ratio": measure(len(layers) - 1, **kept), "layer_lie_ratio": measure(len(layers))}
     return found, {"layer_lie_ratio_whole": whole.tolist(), "uniform_share": [uniform]}
 
 

@@ -22,7 +22,7 @@ from eqbench.probes.base import Finding, Subject, another, check_labels, check_l
 from eqbench.probes.ladders import layers
 from eqbench.results import Layer, Measure
 from eqbench.schema import Orbit
-from eqbench.stats import Array, Statistic, at_ones, bootstrap
+from eqbench.stats import Array, Statistic, at_ones, bootstrap, replicates
 
 SYMMETRISABLE = 1e-2  # a twin that errs more than this at every size is no twin: its numbers are no floors
 UNDEFINED = dict.fromkeys(("lattice_error", "lattice_error_aligned"), "the logits are the same for every image")
@@ -66,7 +66,8 @@ def run(subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf:
         value, lo, hi = bootstrap(statistic, subject.n, conf.resamples, subject.clusters)
         null = at_ones(nulls[name], subject.n) if name in nulls else None
         reason = None if math.isfinite(value) else UNDEFINED.get(name)
-        metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null, reason=reason)
+        kept = replicates(statistic, subject.n, subject.clusters) if METRICS[name].rank else {}
+        metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null, reason=reason, **kept)
     metrics |= layered
     if note:
         for name in ("lattice_error_aligned", *(name for name in layered if layered[name].value is not None)):

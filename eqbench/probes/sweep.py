@@ -27,12 +27,13 @@ from eqbench.groups.affine import Affine, Linear
 from eqbench.groups.colour import out_of_gamut
 from eqbench.groups.diffeo import Diffeomorphisms
 from eqbench.groups.translation import PHASES
+from eqbench.metrics import METRICS
 from eqbench.probes.base import Finding, Subject, another
 from eqbench.probes.stability import relative_stability
 from eqbench.probes.windows import PAD, REACH, Shift, Windows, shifting
 from eqbench.results import Measure
 from eqbench.schema import Sweep
-from eqbench.stats import Array, intervals
+from eqbench.stats import Array, Statistic, intervals, replicates
 
 Curves = dict[str, Array]  # generator -> (resamples, values of t)
 QUARTER_TURNS = np.pi / 2 * np.arange(1, 4)
@@ -82,6 +83,9 @@ def run(subject: Subject, group: LieGroup, placebo: Group | None, conf: Sweep) -
         curves = {X: path.corrected(w) for X, path in paths.items()}
         return np.concatenate([*curves.values(), *(summary(curves)[:, None] for summary in summaries.values())], 1)
 
+    def column(i: int) -> Statistic:
+        return lambda w: statistics(w)[:, i]
+
     values, lo, hi = intervals(statistics, subject.n, conf.resamples, subject.clusters)
     ones = np.ones((1, subject.n))
     floors = {X: path.error(ones, path.floor) for X, path in paths.items()}
@@ -100,7 +104,8 @@ def run(subject: Subject, group: LieGroup, placebo: Group | None, conf: Sweep) -
         # Whole shifts are exact and shuffled pairs have no phase.
         floor, null = (None, None) if name == "phase_spread" else (summary(floors)[0], summary(nulls)[0])
         reason = None if math.isfinite(values[i]) else CONSTANT
-        found.metrics[name] = Measure(values[i], lo[i], hi[i], subject.n, floor, null, reason)
+        kept = replicates(column(i), subject.n, subject.clusters) if METRICS[name].rank else {}
+        found.metrics[name] = Measure(values[i], lo[i], hi[i], subject.n, floor, null, reason, **kept)
     if isinstance(group, Diffeomorphisms):
         moved = np.sum([path.raw[:, 1:] for path in paths.values()], 0)
         power = float(sum((path.still**2).sum() for path in paths.values()))
