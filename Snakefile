@@ -50,6 +50,7 @@ FIGURES = [
     "sharpness",
     "slices",
     "surfaces",
+    "coverage",
 ]
 
 
@@ -231,11 +232,17 @@ rule plot:
     input:
         rules.collect.output,
     output:
-        report(
-            expand("reports/{{suite}}/figures/{figure}.svg", figure=FIGURES),
-            caption="eqbench/templates/figure.rst",
-            category="Figures",
+        *(
+            report(
+                f"reports/{{suite}}/figures/{figure}.svg",
+                # Written by the rule itself, below the working directory and not beside this file.
+                caption=os.path.abspath(f"reports/{PLAN.name}/figures/{figure}.rst"),
+                category="Figures",
+                labels={"figure": figure},
+            )
+            for figure in FIGURES
         ),
+        expand("reports/{{suite}}/figures/{figure}.{kind}", figure=FIGURES, kind=("pdf", "rst")),
     log:
         "data/logs/plot/{suite}.log",
     conda:

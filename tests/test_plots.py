@@ -6,13 +6,14 @@ import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 from board import fail, fill, suite
 from PIL import Image
 
 from eqbench.leaderboard import Board, load
 from eqbench.metrics import METRICS
-from eqbench.plots import FIGURES, circuits, emergence, families, forest, layers, plot, sweep, tradeoff
+from eqbench.plots import FIGURES, circuits, coverage, emergence, families, forest, layers, plot, sweep, tradeoff
 from eqbench.plots.drawing import PALETTE, colours_of
 from eqbench.profiles import INDEX, leading
 from eqbench.results import Measure
@@ -44,8 +45,14 @@ def demo(tmp_path_factory):
         return None if (cell.model, cell.group) == ("resnet_digits", "c4") else result
 
     board = load(fill(cells, suite(deep=True), change=change), cells)
-    assert plot(board, first) == [first / "figures" / f"{name}.svg" for name in FIGURES]
+    assert plot(board, first) == [
+        first / "figures" / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "pdf", "rst")
+    ]
     plot(load(board.plan, cells), second)
+    for path in first.glob("figures/*.pdf"):
+        assert path.read_bytes() == (second / "figures" / path.name).read_bytes(), path.name
+        assert path.read_bytes().startswith(b"%PDF")
+        assert b"/FontFile2" in path.read_bytes(), "its fonts are within it, as TrueType"
     return board, figures(first), figures(second)
 
 
@@ -92,7 +99,8 @@ def test_every_point_says_what_it_is(demo):
         table.loc[table["ranked_by"] == name, [name, f"{name}_init"]].notna().sum().sum()
         for name in table["ranked_by"].dropna().unique()
     )
-    assert len(said) == measured
+    fronts = [text for text in said if text.startswith("Pareto front")]
+    assert len(said) == measured + len(fronts)
     row = table[(table.model == "convnext_digits") & (table.group == "c4")].iloc[0]
     expected = (
         f"convnext_digits on digits, c4, trained: E_G* {row.lattice_error_aligned:.3g}, accuracy {row.accuracy:.3g}"
@@ -220,7 +228,8 @@ def test_partial_boards_are_drawn_or_say_so(tmp_path, keep):
     plot(load(plan, tmp_path), tmp_path)
     drawn = {name for name, svg in figures(tmp_path).items() if "No finished cells" not in svg}
     orbit, curvature = {"tradeoff", "heatmap", "emergence", "layers", "emergence_by_layer"}, {"spectrum", "density"}
-    assert drawn == {"nothing": set(), "init": {*curvature, "layers"}, "spectrum": curvature, "one": orbit}[keep]
+    expected = {"nothing": set(), "init": {*curvature, "layers"}, "spectrum": curvature, "one": orbit}[keep]
+    assert drawn == (expected | {"coverage"} if expected else set())
     for svg in figures(tmp_path).values():
         ET.fromstring(svg)
 
@@ -265,3 +274,41 @@ def test_many_models_are_coloured_by_family(demo):
     found = colours_of(many)
     assert {label for *_, label in found.values()} == {"A", "B", "C"}
     assert {colour for colour, *_ in found.values()} == set(PALETTE[:3])
+
+
+def test_the_pareto_front_is_of_trained_networks_on_the_same_images(demo):
+    board, first, _ = demo
+    table = board.table.query("group == 'c4' and data == 'digits'").dropna(subset=["lattice_error_aligned", "accuracy"])
+    better = [
+        [
+            (b.lattice_error_aligned <= a.lattice_error_aligned)
+            & (b.accuracy >= a.accuracy)
+            & ((b.lattice_error_aligned, b.accuracy) != (a.lattice_error_aligned, a.accuracy))
+            for b in table.itertuples()
+        ]
+        for a in table.itertuples()
+    ]
+    front = [model for model, beaten in zip(table["model"], better, strict=True) if not any(beaten)]
+    (said,) = [text for text in titles(first["tradeoff"]) if text.startswith("Pareto front on digits, c4: ")]
+    assert sorted(said.partition(": ")[2].split(", ")) == sorted(front)
+    assert len(front) < len(table)
+    rows = pd.DataFrame({"error": [0.1, 0.1, 0.2, 0.2, 0.3], "accuracy": [0.5, 0.5, 0.5, 0.5, 0.4]})
+    assert list(tradeoff.pareto(rows, "error", False).index) == [0, 1], (
+        "equals share the front, what they beat does not"
+    )
+    assert list(tradeoff.pareto(rows, "error", True).index) == [4, 2, 3], "from the best error on"
+
+
+def test_the_coverage_matrix_counts_every_cell(demo, monkeypatch):
+    board, first, _ = demo
+    found = coverage.matrix(board)
+    assert sum(counts.total() for counts in found.values()) == len(board.plan.cells)
+    for status, count in board.counts.items():
+        assert sum(counts[status] for counts in found.values()) == count
+    said = titles(first["coverage"])
+    assert len(said) == len(found)
+    assert "digits / vit_digits, orbit: 12 ok, 4 failed" in said
+    monkeypatch.setattr(coverage, "ROWS", 2)
+    by_family = coverage.matrix(board)
+    assert {row for row, _ in by_family} == {str(facts["family"]) for facts in board.facts.values()}
+    assert sum(counts.total() for counts in by_family.values()) == len(board.plan.cells)

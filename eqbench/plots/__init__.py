@@ -1,13 +1,20 @@
-"""The figures of a board, one a file: drawn from its tables and its cells' curves alone (no torch)."""
+"""The figures of a board, one a module: drawn from its tables and its cells' curves alone (no torch).
 
+`figures/<name>.svg` stands in the page, `<name>.pdf` in a paper, and `<name>.rst` is the caption of both.
+"""
+
+import io
+import re
 from pathlib import Path
 
 import matplotlib
+from matplotlib.figure import Figure
 
 from eqbench.leaderboard import Board
 from eqbench.plots import (
     certificate,
     circuits,
+    coverage,
     density,
     emergence,
     emergence_by_layer,
@@ -26,7 +33,7 @@ from eqbench.plots import (
 )
 from eqbench.plots.drawing import STYLE, Titles, words
 from eqbench.plots.svg import svg
-from eqbench.results import write_text
+from eqbench.results import write_bytes, write_text
 
 # In the order of the page. Each has a CAPTION and `draw(board, titles)`, which is None for a board without its numbers.
 DRAWINGS = {
@@ -47,22 +54,34 @@ DRAWINGS = {
     "sharpness": sharpness,
     "slices": slices,
     "surfaces": surfaces,
+    "coverage": coverage,
 }
 EMPTY = "No finished cells hold the numbers of the figure"
 FIGURES: dict[str, str] = {name: drawing.CAPTION for name, drawing in DRAWINGS.items()}
 
 
 def plot(board: Board, out_dir: Path) -> list[Path]:
-    """Write figures/<name>.svg below `out_dir` for each name in `FIGURES`; returns their paths.
+    """Write figures/<name>.svg, .pdf and .rst below `out_dir` for each name in `FIGURES`; returns the paths.
 
     A board without the numbers that a figure needs gets a figure that says so.
     """
-    paths = []
+    folder, paths = out_dir / "figures", []
     for name, drawing in DRAWINGS.items():
         titles: Titles = {}
+        title = drawing.CAPTION.split(".")[0]
         with matplotlib.rc_context(STYLE):
             figure = drawing.draw(board, titles) or words(f"{EMPTY} “{name}”.")
-            text = svg(figure, name, drawing.CAPTION.split(".")[0], drawing.CAPTION, titles)
-        paths.append(out_dir / "figures" / f"{name}.svg")
-        write_text(paths[-1], text)
+            text, printed = svg(figure, name, title, drawing.CAPTION, titles), _pdf(figure, title, drawing.CAPTION)
+        write_text(folder / f"{name}.svg", text)
+        write_bytes(folder / f"{name}.pdf", printed)
+        write_text(folder / f"{name}.rst", re.sub(r"([\\`*_|])", r"\\\1", drawing.CAPTION) + "\n")
+        paths += [folder / f"{name}.{kind}" for kind in ("svg", "pdf", "rst")]
     return paths
+
+
+def _pdf(figure: Figure, title: str, caption: str) -> bytes:
+    """The figure as PDF, its fonts within it, whose bytes depend on nothing but what it shows."""
+    out = io.BytesIO()
+    undated = dict.fromkeys(("Creator", "Producer", "CreationDate"))
+    figure.savefig(out, format="pdf", metadata={"Title": title, "Subject": caption, **undated})
+    return out.getvalue()

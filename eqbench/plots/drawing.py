@@ -21,6 +21,7 @@ MARKERS = "osD^vPX*"
 STYLE: Any = {  # the stubs allow only literal keys
     "svg.fonttype": "none",
     "svg.hashsalt": "eqbench",
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
     "font.family": "sans-serif",
     "font.size": 9,
     "text.parse_math": False,

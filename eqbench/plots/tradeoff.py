@@ -5,14 +5,18 @@ import math
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from eqbench.leaderboard import Board
+from eqbench.metrics import Metric
 from eqbench.plots.drawing import MARKS, Titles, by_label, colours_of, legend, mark, panels, rankings
 
 CAPTION = (
     "Accuracy against equivariance, a panel a group. Filled: trained; hollow: untrained; crosses: 95 % intervals (up to "
-    "1,500 points); models without an accuracy, for want of labels or of a cell, stand in the grey strip."
+    "1,500 points); ringed and joined: the Pareto front of each data set's trained networks, those that no other is at least as "
+    "good as in both and better in one; models without an accuracy, for want of labels or of a cell, stand in the grey strip."
 )
+FRONT = "#222222"
 STRIP = -0.14  # where points without an accuracy stand
 ACCURACY = [f"accuracy{state}{end}" for state in ("", "_init") for end in ("", "_lo", "_hi")]
 
@@ -47,6 +51,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
                         if not math.isnan(error)
                     ]
                     _crosses(axes, own, metric.name, suffix, colour)
+            _front(axes, rows, metric, str(group), titles)
             axes.axhspan(-0.22, -0.06, color="#f2f2f2", zorder=0, visible=strip)
             axes.set_xlabel(f"{metric.title} {metric.symbol}", fontsize=8)
         # Shared, and set when all panels of the metric are drawn: it ends the automatic scaling.
@@ -55,6 +60,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
         axes.set_xlim(left=0)
     figure.supylabel("Top-1 accuracy", fontsize=9)
     more = [mark("o", "#666666", "trained"), mark("o", "#666666", "untrained", hollow=True)]
+    more += [Line2D([], [], color=FRONT, linestyle="--", linewidth=0.9, label="Pareto front")]
     legend(figure, colours, [model for table in found.values() for model in table["model"]], more)
     return figure
 
@@ -69,3 +75,30 @@ def _crosses(axes: Axes, rows: pd.DataFrame, name: str, suffix: str, colour: str
         xs += [left, right, math.nan, x, x, math.nan]
         ys += [y, y, math.nan, low, high, math.nan]
     axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.7, zorder=2)
+
+
+def _front(axes: Axes, rows: pd.DataFrame, metric: Metric, group: str, titles: Titles) -> None:
+    """Ring the Pareto front of each data set, and join it by the stairs below which all others lie."""
+    for data, own in rows.groupby("data", sort=False):
+        best = pareto(own, metric.name, bool(metric.higher_is_better))
+        if best.empty:
+            continue
+        gid = f"front-{group}-{data}"
+        axes.plot(best[metric.name], best["accuracy"], color=FRONT, linewidth=0.9, linestyle="--", gid=gid,
+                  drawstyle="steps-post", zorder=1)  # fmt: skip
+        axes.scatter(best[metric.name], best["accuracy"], 80, facecolor="none", edgecolor=FRONT, linewidth=0.9)
+        titles[gid] = [f"Pareto front on {data}, {group}: {', '.join(best['model'])}"]
+
+
+def pareto(rows: pd.DataFrame, name: str, higher_is_better: bool) -> pd.DataFrame:
+    """The rows that no other row is at least as good as in `name` and in accuracy and better in one; from best `name` on.
+
+    >>> rows = pd.DataFrame({"error": [0.1, 0.2, 0.3, 0.3], "accuracy": [0.5, 0.9, 0.8, 0.95]})
+    >>> list(pareto(rows, "error", False).index)
+    [0, 1, 3]
+    """
+    both = [name, "accuracy"]
+    known = rows.dropna(subset=both).sort_values(both, ascending=[not higher_is_better, False])
+    apart = known[both].drop_duplicates()
+    front = apart[apart["accuracy"] > apart["accuracy"].cummax().shift(fill_value=-math.inf)]
+    return known[known.set_index(both).index.isin(front.set_index(both).index)]

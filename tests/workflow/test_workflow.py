@@ -1,6 +1,7 @@
 """The workflow for real, on a suite of two tiny networks: what runs, what reruns, what a kill costs."""
 
 import contextlib
+import html
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from eqbench import plots
 
 ROOT = Path(__file__).parents[2]
 SNAKEMAKE = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
@@ -297,4 +300,7 @@ def test_the_workflow_is_clean_and_reports(finished):
     assert done.returncode == 0, done.stderr
     text = (finished / "report.html").read_text()
     assert "heatmap" in text
+    shown = html.unescape(re.sub(r"\\+u003c[^>]*?>|<[^>]*>", "", text)).replace("\\n", " ")
+    for name, caption in plots.FIGURES.items():
+        assert caption.split(".")[0] in shown, f"the caption of {name}"
     assert not re.search(r'(src|href)="https?://[^"]*\.(js|css)"', text)
