@@ -148,7 +148,7 @@ def report(names: dict[str, str], overrides: Sequence[str]) -> None:
     from eqbench.report import report
 
     plan = load_suite(names.get("suite"), overrides)
-    report(leaderboard.load(plan, CELLS), REPORTS / plan.name)
+    report(leaderboard.load(plan, CELLS), REPORTS / plan.name, WEIGHTS)
     print(REPORTS / plan.name / "index.html")
 
 

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from eqbench.cells import MISSING, STALE
-from eqbench.columns import ARROWS, SENSES, by_probe, tables
+from eqbench.columns import ARROWS, SENSES, by_probe, number, tables
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.plots import EMPTY, FIGURES
 from eqbench.results import Status, write_text
-from eqbench.sections import sections
+from eqbench.sections import made_with, sections
 
 FILES = ("index.html",)
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
-CARD = ("family", "architecture", "parameters", "image_size", "source", "origin", "licence", "augment", "dtype")
-VERSIONS = ("eqbench", "git", "torch", "timm_version", "python")
 
 
-def report(board: Board, out_dir: Path) -> Path:
-    """Write index.html below `out_dir`, with the figures that lie in its figures/, and return its path."""
+def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path:
+    """Write index.html below `out_dir`, with the figures that lie in its figures/, and return its path.
+
+    Args:
+        weights_dir: where the cards of the weights lie; without them there are no learning curves and no recipes.
+    """
     templates = Environment(
         loader=PackageLoader("eqbench"),
         autoescape=True,
@@ -36,6 +37,7 @@ def report(board: Board, out_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     templates.filters["math"] = _math
+    templates.filters["number"] = number
     source = {name: _source(templates, f"report.{name}") for name in ("css", "js")}
     script = base64.b64encode(hashlib.sha256(source["js"].encode()).digest()).decode()
     found = tables(board)
@@ -43,7 +45,7 @@ def report(board: Board, out_dir: Path) -> Path:
     drawn = {name: _figure(out_dir / "figures" / f"{name}.svg") for name in FIGURES}
     page = templates.get_template("report.html.j2").render(
         board=board,
-        css=Markup(source["css"]),
+        css=Markup(source["css"] + _source(templates, "models.css")),
         js=Markup(source["js"]),
         script=script,
         tables=found,
@@ -51,7 +53,6 @@ def report(board: Board, out_dir: Path) -> Path:
         choices=by_probe(found),
         facets={key: _facet(rows, key) for key in ("group", "family", "data", "status")},
         models=sorted(board.facts.items()),
-        cards={model: list(_card(facts)) for model, facts in board.facts.items()},
         figures=[(name, FIGURES[name], figure) for name, figure in drawn.items() if EMPTY not in (figure or "")],
         empty=[name for name, figure in drawn.items() if EMPTY in (figure or "")],
         trouble=[(cell, board.status(cell), board.reason(cell)) for cell in _trouble(board)],
@@ -59,7 +60,7 @@ def report(board: Board, out_dir: Path) -> Path:
         glossary=_glossary(),
         senses=SENSES,
         arrows=ARROWS,
-        layers=sections(board),
+        sections=sections(board, weights_dir),
         versions=_versions(board),
         csv=base64.b64encode(gzip.compress(board.csv.encode(), mtime=0)).decode(),
     )
@@ -97,24 +98,6 @@ def _facet(rows: list[dict[str, Any]], key: str) -> dict[str, int]:
     return dict(sorted(counts.items()) if key == "family" else counts)
 
 
-def _card(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The facts of a model's card that are known."""
-    for key in CARD:
-        value = facts.get(key)
-        if value is not None:
-            told = [f"{name} {part}" for name, part in value.items()] if isinstance(value, dict) else [str(value)]
-            text = ", ".join(told)
-            yield key.replace("_", " "), f"{value:,}" if key == "parameters" and isinstance(value, int) else text
-    if made := _made_with(facts):
-        yield "measured with", made
-
-
-def _made_with(facts: dict[str, Any]) -> str:
-    """The versions that numbers were made with, in words."""
-    known = [f"{key.removesuffix('_version')} {str(facts[key])[:12]}" for key in VERSIONS if facts.get(key)]
-    return ", ".join(known) + (" (with uncommitted changes)" if facts.get("dirty") else "")
-
-
 def _figure(path: Path) -> Markup | str | None:
     """The figure itself; its place beside the page, if it is too large; None, if it is not drawn."""
     if not path.exists():
@@ -136,4 +119,4 @@ def _missing(board: Board) -> dict[str, int]:
 def _versions(board: Board) -> list[str]:
     """Every combination of versions, device and day that the numbers were made with."""
     made = [(result.provenance, result.cost) for result in board.results.values() if result.provenance]
-    return sorted({f"{_made_with(p)}, on {c.get('device')}, {str(p.get('started'))[:10]}" for p, c in made})
+    return sorted({f"{made_with(p)}, on {c.get('device')}, {str(p.get('started'))[:10]}" for p, c in made})

@@ -11,7 +11,7 @@ import pytest
 from board import fail, fill, suite
 from markupsafe import escape
 
-from eqbench import schema, sections
+from eqbench import layertables, schema
 from eqbench.cells import names
 from eqbench.columns import number
 from eqbench.config import Cell, Plan, load_suite
@@ -138,7 +138,7 @@ def test_layers_have_their_numbers_and_reasons_on_the_page(deep):
 
 def test_a_board_with_more_layers_than_a_page_holds_leaves_them_to_the_csv(deep, monkeypatch, tmp_path):
     board, _ = deep
-    monkeypatch.setattr(sections, "NUMBERS", 100)
+    monkeypatch.setattr(layertables, "NUMBERS", 100)
     page = report(board, tmp_path).read_text()
     assert '<details id="l-' not in page
     assert "This board has more layers than one page can show" in page

@@ -202,7 +202,7 @@ def test_layers_open_in_place(visit, width, javascript):
     page = visit(viewport={"width": width, "height": 900}, java_script_enabled=javascript)
     section = page.locator("[id='l-vit_digits-digits-c4']")
     assert not section.locator("table").first.is_visible()
-    assert section.locator("polyline.trained").is_visible()
+    assert section.locator("path.trained").is_visible()
     section.locator("summary").click()
     assert section.locator("table").first.is_visible()
     assert section.get_by_text("refused: no declared layout: (B, 65, 64)").first.is_visible()
