@@ -6,14 +6,21 @@
 - `status` (complete, or the worst of its cells: failed, stale, skipped, not run), `done` and `planned` cells;
 - `rank, rank_worst, ranked, ranked_by, unranked`: see `ranks`; `ranked` models were compared by the metric `ranked_by`;
   `unranked` says why this one was not;
+- `detectable`: the true difference of two of its `ranked` models that a comparison would find in 4 of 5 cases
+  (`inference.detectable`), in units of `ranked_by`;
 - `n_seeds, n_init_seeds, n_images`: what stands behind the metric `ranked_by` (other probes may have images of their own);
+- `paired`: whether the emergence of `ranked_by` compares both states on the same resamples of the same images; False: its
+  cells keep no replicates, and its interval and p are conservative;
 - for each metric m of eqbench.metrics, in its order: `m, m_lo, m_hi, m_floor, m_null` (state final), `m_init, m_init_lo,
   m_init_hi` (the untrained baseline), `m_init_null`, and `m_emergence` = m - m_init, negative where training lowered the
   metric, with the conservative interval [m_lo - m_init_hi, m_hi - m_init_lo]. Probes that have no group (the spectrum)
-  have a row of their own, group `none`;
+  have a row of their own, group `none`. For a metric that ranks, the interval of `m_emergence` is that of paired
+  differences, `m_emergence_p` is the p-value of "training changed nothing" (two-sided), and `m_emergence_holm` the same
+  adjusted for all such claims of the board: those below 0.05 are all true with probability 95 % (Holm 1979);
 - the columns of `FACTS`, about the model and its measurement (`weights`: first 12 hex digits of s0's sha256).
 
-Seeds: a value is the mean over seeds, and its interval their conservative envelope [min lo, max hi].
+Seeds: a value is the mean over seeds, and its interval takes images and seeds together (eqbench.inference); of one seed it
+is over images alone.
 """
 
 from collections import Counter
@@ -27,8 +34,9 @@ import pandas as pd
 from eqbench import coverage, ensembles, profiles
 from eqbench.cells import STATUSES, Cells, read_cells
 from eqbench.config import Cell, Plan
+from eqbench.inference import detectable, holm
 from eqbench.metrics import METRICS, Metric
-from eqbench.pooling import emergence, emergence_index, pool
+from eqbench.pooling import Row, Seeds, emergence, emergence_index
 from eqbench.profiles import INDEX, PERMUTED
 from eqbench.results import Measure, Status, write_text
 from eqbench.schema import UNGROUPED
@@ -44,12 +52,14 @@ ALONE = "nothing to compare with"  # why the only complete row of its images and
 TEXT = ["suite", "model", "family", "architecture", "data", "group", "status", "ranked_by", "unranked"]
 COUNTS = ["done", "planned", "rank", "rank_worst", "ranked", "n_seeds", "n_init_seeds", "n_images"]
 KEYS = ["suite", "model", "family", "architecture", "data", "group", "status", "done", "planned"]
-KEYS += ["rank", "rank_worst", "ranked", "ranked_by", "unranked", "n_seeds", "n_init_seeds", "n_images"]
+KEYS += ["rank", "rank_worst", "ranked", "ranked_by", "unranked", "detectable"]
+KEYS += ["n_seeds", "n_init_seeds", "n_images", "paired"]
 STATISTICS = ["", "_lo", "_hi", "_floor", "_null", "_init", "_init_lo", "_init_hi", "_init_null"]
 STATISTICS += ["_emergence", "_emergence_lo", "_emergence_hi"]
 FACTS = ["parameters", "image_size", "source", "licence", "augment", "weights", "seconds", "device"]
 FACTS += ["dtype", "eqbench", "git", "dirty", "python", "torch", "timm_version"]
-COLUMNS = KEYS + [f"{name}{part}" for name in METRICS for part in STATISTICS] + FACTS
+TESTS = ["_emergence_p", "_emergence_holm"]  # of a metric that ranks
+COLUMNS = KEYS + [f"{m.name}{part}" for m in METRICS.values() for part in STATISTICS + TESTS * m.rank] + FACTS
 
 
 def ranks(intervals: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[int, int]]:
@@ -76,15 +86,21 @@ class Board(Cells):
         """A row a (model, data, group), ordered by data (the set with most rows first), group and rank, unranked last (columns: `COLUMNS`)."""
         cells = _rows(self.plan)
         rankings = _rankings(self, cells)
-        rows = [_row(self, *key, own, rankings[key[1:]]) for key, own in cells.items()]
-        _rank(rows)
+        rows = [_row(self, key, own, rankings[key[1:]]) for key, own in cells.items()]
+        _rank(rows, self.seeds)
+        _claim(rows)
         sizes, last = Counter(row["data"] for row in rows), len(rows) + 1
         place = {key: i for i, key in enumerate(rankings)}
         rows.sort(key=lambda r: (-sizes[r["data"]], place[r["data"], r["group"]], r["rank"] or last, r["model"]))
         text = TEXT + [name for name in FACTS if name not in ("parameters", "image_size", "seconds", "dirty")]
         types = dict.fromkeys(COLUMNS, "float64") | dict.fromkeys(text, "str") | dict.fromkeys(COUNTS, "Int64")
-        types |= {"parameters": "Int64", "image_size": "Int64", "dirty": "boolean"}
+        types |= {"parameters": "Int64", "image_size": "Int64", "dirty": "boolean", "paired": "boolean"}
         return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=types[name]) for name in COLUMNS})
+
+    @cached_property
+    def seeds(self) -> Seeds:
+        """The numbers of each row, one a seed: what the table pools, and what models are compared by."""
+        return Seeds(self, _rows(self.plan))
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -125,15 +141,15 @@ def collect(plan: Plan, cells_dir: Path, out_dir: Path) -> None:
     write(load(plan, cells_dir), out_dir)
 
 
-def _rows(plan: Plan) -> dict[tuple[str, str, str], list[Cell]]:
+def _rows(plan: Plan) -> dict[Row, list[Cell]]:
     """(model, data, group) -> its cells."""
-    rows: dict[tuple[str, str, str], list[Cell]] = {}
+    rows: dict[Row, list[Cell]] = {}
     for cell in plan.cells:
         rows.setdefault((cell.model, plan.data(cell), cell.group), []).append(cell)
     return rows
 
 
-def _rankings(board: Board, rows: dict[tuple[str, str, str], list[Cell]]) -> dict[tuple[str, str], Metric | None]:
+def _rankings(board: Board, rows: dict[Row, list[Cell]]) -> dict[tuple[str, str], Metric | None]:
     """(data, group) -> the metric that ranks its rows: the first of `RANKINGS` that some trained cell of theirs has.
 
     Where none has any yet, the first whose probe is among the cells.
@@ -150,14 +166,15 @@ def _rankings(board: Board, rows: dict[tuple[str, str, str], list[Cell]]) -> dic
     return {key: min(found[key] or asked[key], key=RANKINGS.index, default=None) for key in asked}
 
 
-def _row(board: Board, model: str, data: str, group: str, cells: list[Cell], ranking: Metric | None) -> dict[str, Any]:
+def _row(board: Board, key: Row, cells: list[Cell], ranking: Metric | None) -> dict[str, Any]:
+    model, data, group = key
     states = [board.status(cell) for cell in cells]
     worst = next((status for status in STATUSES[1:] if status in states), "complete")
     facts = board.facts[model]
     row: dict[str, Any] = {"suite": board.plan.name, "model": model, "data": data, "group": group, "status": worst}
     row |= {"done": states.count("ok"), "planned": len(cells)}
     done = [cell for cell in cells if cell in board.results and board.results[cell].status is Status.ok]
-    measures = _pooled(board, done)
+    measures = _pooled(board, key, done)
     for name in METRICS:
         final, init = measures.get((name, "final"), ABSENT), measures.get((name, "init"), ABSENT)
         if final is init:
@@ -170,6 +187,12 @@ def _row(board: Board, model: str, data: str, group: str, cells: list[Cell], ran
         final, init = (measures.get((ranking.name, state), ABSENT) for state in ("final", "init"))
         row |= {"ranked_by": ranking.name, "n_images": final.n or init.n, "interval": (final.lo, final.hi)}
         row["unranked"] = _why_unranked(board, cells, ranking, final)
+        found = board.seeds.change(key, ranking.name)
+        if found is not None:  # in place of the conservative interval
+            parts = zip(("_lo", "_hi", "_p"), (*found.ends, found.p), strict=True)
+            row |= {f"{ranking.name}_emergence{part}": _six(number) for part, number in parts} | {
+                "paired": found.paired
+            }
     elif group == UNGROUPED:
         row["unranked"] = "descriptors are not ranked"
     else:
@@ -184,15 +207,16 @@ def _row(board: Board, model: str, data: str, group: str, cells: list[Cell], ran
     return row
 
 
-def _pooled(board: Board, cells: Iterable[Cell]) -> dict[tuple[str, str], Measure]:
+def _claim(rows: list[dict[str, Any]]) -> None:
+    """Adjust the p-values of the board's emergence claims for how many they are, in place."""
+    claims = [(row, f"{row['ranked_by']}_emergence") for row in rows if "paired" in row]
+    for (row, name), p in zip(claims, holm([row[f"{name}_p"] for row, name in claims]), strict=True):
+        row[f"{name}_holm"] = _six(p)
+
+
+def _pooled(board: Board, key: Row, cells: Iterable[Cell]) -> dict[tuple[str, str], Measure]:
     """(metric, state) -> its measure over the seeds of a row's finished cells, with the metrics that only a row has."""
-    found: dict[tuple[str, str], list[Measure]] = {}
-    for cell in cells:
-        if cell.state in ("final", "init"):
-            for name, measure in board.results[cell].metrics.items():
-                if name in METRICS and METRICS[name].probe == cell.probe:
-                    found.setdefault((name, cell.state), []).append(measure)
-    pooled = {key: pool(measures) for key, measures in found.items()}
+    pooled = board.seeds.pooled(key)
     for state in ("final", "init"):
         members = [board.results[cell] for cell in cells if cell.state == state and cell.probe == ensembles.PROBE]
         try:
@@ -223,7 +247,7 @@ def _why_unranked(board: Board, cells: Iterable[Cell], ranking: Metric, pooled: 
     return "no interval" if pooled.lo is None or pooled.hi is None else None
 
 
-def _rank(rows: list[dict[str, Any]]) -> None:
+def _rank(rows: list[dict[str, Any]], seeds: Seeds) -> None:
     """Rank the complete rows of the same data, images and group among each other, in place."""
     boards: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -233,6 +257,9 @@ def _rank(rows: list[dict[str, Any]]) -> None:
         if len(board) == 1:
             board[0]["unranked"] = ALONE
             continue
-        better = bool(METRICS[board[0]["ranked_by"]].higher_is_better)
+        name = board[0]["ranked_by"]
+        samples = [seeds.sample((row["model"], row["data"], row["group"]), name) for row in board]
+        least = _six(detectable([own for own in samples if own is not None]))
+        better = bool(METRICS[name].higher_is_better)
         for row, (best, worst) in zip(board, ranks([row["interval"] for row in board], better), strict=True):
-            row |= {"rank": best, "rank_worst": worst, "ranked": len(board)}
+            row |= {"rank": best, "rank_worst": worst, "ranked": len(board), "detectable": least}

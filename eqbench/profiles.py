@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from eqbench.cells import Cells
+from eqbench.inference import spread
 from eqbench.metrics import METRICS
 from eqbench.pooling import emergence_index, pool
 from eqbench.results import Layer, Measure, Status
@@ -38,10 +39,20 @@ def layers(cells: Cells) -> pd.DataFrame:
             for name, measure in layer.metrics.items():
                 if name in METRICS:
                     own.setdefault(name, {}).setdefault(cell.state, []).append(measure)
+    seeds: dict[tuple[str, ...], list[list[float]]] = {}  # by number, of all models and layers
+    for (_, *where, _), own in found.items():
+        for name, by in own.items():
+            for state, measures in by.items():
+                known = [measure.value for measure in measures if measure.value is not None]
+                seeds.setdefault((*where, name, state), []).append(known)
+    spreads = {number: spread(networks) for number, networks in seeds.items()}
     rows: list[tuple[Any, ...]] = []
     for key, layer in places.items():
         place = *key, layer.depth, "×".join(map(str, layer.shape)), layer.coverage, layer.reason
-        pooled = {name: (pool(by.get("final", [])), pool(by.get("init", []))) for name, by in found[key].items()}
+        pooled = {
+            name: tuple(pool(by.get(state, []), spreads.get((*key[1:4], name, state))) for state in ("final", "init"))
+            for name, by in found[key].items()
+        }
         if {"final", "init"} <= found[key].get(PERMUTED, {}).keys():
             pooled[INDEX] = emergence_index(*pooled[PERMUTED]), pool([])
         for name in [name for name in METRICS if name in pooled]:

@@ -1,23 +1,28 @@
 """Board arithmetic against numbers worked out by hand, on whole, partial, stale and broken trees."""
 
+import base64
 import math
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from board import FINITE, fail, fill, suite
+from scipy import stats
 
 from eqbench import leaderboard, results
 from eqbench.cells import STATUSES
 from eqbench.ensembles import same_prediction
+from eqbench.inference import holm, spread
 from eqbench.leaderboard import COLUMNS, load, ranks
 from eqbench.metrics import METRICS
 from eqbench.pooling import emergence_index, pool
 from eqbench.results import Measure, Status
 from eqbench.schema import PROBES
+from eqbench.stats import STORED
 
 RANKED = "lattice_error_aligned"
 
@@ -26,6 +31,11 @@ def row(board, model, group, data="digits"):
     table = board.table
     (found,) = table[(table.model == model) & (table.group == group) & (table.data == data)].to_dict("records")
     return found
+
+
+def packed(values):
+    """Replicates as cells keep them."""
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
 def set_errors(by_model):
@@ -61,9 +71,11 @@ def test_ranks_by_interval_separation(intervals, higher, expected):
     assert ranks(intervals, higher) == expected
 
 
-def test_seeds_pool_into_mean_and_envelope():
+def test_seeds_pool_into_their_mean_with_images_and_seeds_in_its_interval():
     pooled = pool([Measure(0.2, 0.15, 0.3, 100, 0.1, 1.0), Measure(0.4, 0.1, 0.5, 90, 0.3, 2.0)])
-    assert (pooled.value, pooled.lo, pooled.hi) == (pytest.approx(0.3), 0.1, 0.5)
+    images, seeds = (0.275 / 2 / 1.959964) ** 2, 0.02 / 2  # the mean width, and the variance between two seeds over two
+    half = stats.t.ppf(0.975, (images + seeds) ** 2 / seeds**2) * math.sqrt(images + seeds)
+    assert (pooled.value, pooled.lo, pooled.hi) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
     assert (pooled.n, pooled.floor, pooled.null) == (90, pytest.approx(0.2), pytest.approx(1.5))
 
 
@@ -75,7 +87,7 @@ def test_a_seed_without_interval_or_value_is_not_averaged_away():
     assert pool([]).reason == "not measured"
 
 
-def test_ranks_ties_and_envelopes_on_a_whole_board(tmp_path):
+def test_ranks_and_ties_on_a_whole_board(tmp_path):
     plan = fill(
         tmp_path,
         change=set_errors(
@@ -96,7 +108,11 @@ def test_ranks_ties_and_envelopes_on_a_whole_board(tmp_path):
         "vit_digits": (4, 4, 4),
     }
     found = rows["convnext_digits_d4"]
-    assert (found[RANKED], found[f"{RANKED}_lo"], found[f"{RANKED}_hi"]) == (0.12, 0.08, 0.2)
+    pairs = [(0.1, 0.14), (0.3, 0.32), (0.34, 0.4), (0.8, 0.9)]
+    expected = pool([Measure(0.1, 0.08, 0.12), Measure(0.14, 0.1, 0.2)], spread(pairs))
+    ends = [found[RANKED + end] for end in ("", "_lo", "_hi")]
+    assert ends == pytest.approx([expected.value, expected.lo, expected.hi], rel=1e-5)
+    assert expected.hi - expected.lo < pool([Measure(0.1, 0.08, 0.12), Measure(0.14, 0.1, 0.2)]).hi, "others say more"
     assert (found[f"{RANKED}_floor"], found[f"{RANKED}_null"]) == (0.01, 1.4)
     assert (found["n_seeds"], found["n_init_seeds"], found["n_images"]) == (2, 2, 200)
     assert (found["status"], found["done"], found["planned"]) == ("complete", 4, 4)
@@ -135,11 +151,63 @@ def test_emergence_is_final_minus_the_mean_of_every_init_seed(tmp_path):
 
     found = row(load(fill(tmp_path, change=change), tmp_path), "efficientnet_lite0", "c4", "photos")
     assert (found["n_seeds"], found["n_init_seeds"]) == (1, 3)
-    assert [found[RANKED + end] for end in ("_init", "_init_lo", "_init_hi")] == [1.2, 0.9, 1.6]
-    assert found[f"{RANKED}_emergence"] == -0.7
-    # the widest interval that the two leave open
-    assert found[f"{RANKED}_emergence_lo"] == pytest.approx(0.4 - 1.6)
-    assert found[f"{RANKED}_emergence_hi"] == pytest.approx(0.7 - 0.9)
+    image, seeds = (
+        0.3 / 2 / 1.959964,
+        0.04 / 3,
+    )  # one standard error over images; the variance of the untrained seeds' mean
+    half = stats.t.ppf(0.975, (image**2 + seeds) ** 2 / (seeds**2 / 2)) * math.sqrt(image**2 + seeds)
+    ends = [found[RANKED + end] for end in ("_init", "_init_lo", "_init_hi")]
+    assert ends == pytest.approx([1.2, 1.2 - half, 1.2 + half], rel=1e-5)
+    variance = (2 * image) ** 2 + seeds  # without replicates nothing is known of what the two errors share: the widest
+    df = variance**2 / (seeds**2 / 2)
+    half = stats.t.ppf(0.975, df) * math.sqrt(variance)
+    ends = [found[f"{RANKED}_emergence{end}"] for end in ("", "_lo", "_hi", "_p")]
+    p = 2 * stats.t.sf(0.7 / math.sqrt(variance), df)
+    assert ends == pytest.approx([-0.7, -0.7 - half, -0.7 + half, p], rel=1e-5)
+    assert found["paired"] is False
+
+
+def test_emergence_is_paired_where_cells_keep_replicates_of_the_same_images(tmp_path):
+    draws = np.random.default_rng(0).normal(size=(3, STORED))
+
+    def change(cell, result):
+        if cell.probe == "orbit" and cell.group == "c4" and cell.model != "efficientnet_lite0":
+            own = 0.1 * draws[0] + 0.01 * draws[1 if cell.state == "init" else 2]  # one image error, hardly any other
+            value = (0.5 if cell.state == "init" else 0.45) + 0.001 * int(cell.seed[1:])
+            result.metrics[RANKED] = Measure(
+                value, value - 0.2, value + 0.2, 256, units=256, replicates=packed(value + own)
+            )
+            if cell.state == "final" and cell.model == "vit_digits":
+                result.provenance["data"] = other or result.provenance["data"]
+        return result
+
+    other = None
+    found = row(load(fill(tmp_path / "same", change=change), tmp_path / "same"), "vit_digits", "c4")
+    assert found["paired"] is True
+    assert found[f"{RANKED}_emergence_p"] < 0.01
+    assert found[f"{RANKED}_emergence_hi"] < 0
+    other = "another hash"
+    found = row(load(fill(tmp_path / "other", change=change), tmp_path / "other"), "vit_digits", "c4")
+    assert found["paired"] is False
+    assert found[f"{RANKED}_emergence_p"] > 0.5
+
+
+def test_claims_are_adjusted_for_all_rows_of_the_board_and_rankings_say_what_they_can_detect(deep, tmp_path):
+    claims = []
+    for entry in deep.table.to_dict("records"):
+        for name, metric in METRICS.items():
+            if (
+                metric.rank
+                and entry["ranked_by"] == name
+                and entry[f"{name}_emergence_p"] == entry[f"{name}_emergence_p"]
+            ):
+                claims.append((entry[f"{name}_emergence_p"], entry[f"{name}_emergence_holm"]))
+    assert len(claims) > 20
+    assert [after for _, after in claims] == pytest.approx(list(holm([before for before, _ in claims])), rel=1e-4)
+    table = deep.table
+    assert (table["detectable"].notna() == table["rank"].notna()).all()
+    assert (table["detectable"].dropna() > 0).all()
+    assert table.groupby(["data", "group"])["detectable"].nunique().max() == 1
 
 
 def test_probes_without_a_group_have_a_row_of_their_own(tmp_path):
@@ -232,19 +300,38 @@ def set_permuted(by_state):
     return change
 
 
+def around(board, state, layers):
+    """The spread of the permuted error's seeds over the models of digits under c4: of networks, or of all their layers."""
+    found = {}
+    for cell, result in board.results.items():
+        if (cell.probe, cell.group, cell.state) == ("orbit", "c4", state) and cell.model != "efficientnet_lite0":
+            places = {layer.name: layer.metrics for layer in result.layers} if layers else {"": result.metrics}
+            for place, metrics in places.items():
+                if "layer_error_permuted" in metrics:
+                    found.setdefault((cell.model, place), []).append(metrics["layer_error_permuted"].value)
+    return spread(found.values())
+
+
 def test_the_emergence_index_compares_the_means_and_keeps_the_widest_interval(tmp_path):
     numbers = {"final": [(0.2, 0.1, 0.3), (0.4, 0.3, 0.5)], "init": [(0.9, 0.8, 1.0), (1.1, 1.0, 1.25)]}
     board = load(fill(tmp_path, change=set_permuted(numbers)), tmp_path)
     found = row(board, "resnet_digits", "c4")
-    expected = [1 - 0.3 / 1.0, 1 - 0.5 / 0.8, 1 - 0.1 / 1.25]
-    assert [found[f"emergence_index{end}"] for end in ("", "_lo", "_hi")] == pytest.approx(expected)
+    final, init = (
+        pool([Measure(*m) for m in numbers[state]], around(board, state, False)) for state in ("final", "init")
+    )
+    expected = [1 - 0.3 / 1.0, 1 - final.hi / init.lo, 1 - max(final.lo, 0) / init.hi]
+    assert [found[f"emergence_index{end}"] for end in ("", "_lo", "_hi")] == pytest.approx(expected, rel=1e-5)
     layers = board.layers
     own = layers[(layers.model == "resnet_digits") & (layers.group == "c4") & (layers.layer == "stages.0.0")]
+    final, init = (
+        pool([Measure(*m) for m in numbers[state]], around(board, state, True)) for state in ("final", "init")
+    )
+    expected = [1 - 0.3 / 1.0, 1 - final.hi / init.lo, 1 - max(final.lo, 0) / init.hi]
     (index,) = own[own.metric == "emergence_index"].to_dict("records")
     assert [index[key] for key in ("value", "lo", "hi")] == pytest.approx(expected)
     (error,) = own[own.metric == "layer_error_permuted"].to_dict("records")
-    assert [error[key] for key in ("value", "lo", "hi")] == pytest.approx([0.3, 0.1, 0.5])
-    assert [error[key] for key in ("init", "init_lo", "init_hi")] == pytest.approx([1.0, 0.8, 1.25])
+    assert [error[key] for key in ("value", "lo", "hi")] == pytest.approx([final.value, final.lo, final.hi])
+    assert [error[key] for key in ("init", "init_lo", "init_hi")] == pytest.approx([init.value, init.lo, init.hi])
 
 
 def test_an_untrained_error_that_may_be_zero_gives_no_index(tmp_path):
