@@ -7,22 +7,53 @@ from typing import Any
 
 import pandas as pd
 
-from eqbench.leaderboard import Board
+from eqbench.leaderboard import KEYS, STATISTICS, Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.schema import UNGROUPED
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 SENSES = {True: "higher is better", False: "lower is better", None: "descriptor"}
-NUMBERS = 40_000  # numbers of a page: further columns than the headline's are left to the CSV where a board has more
+NUMBERS = 36_000  # cells of a page: further columns than the headline's are left to the CSV where a board has more
+LEAN = (
+    12_000  # cells up to which floor, null and untrained value stand in the page's HTML; beyond, its script adds them
+)
+THEMES = {
+    "equivariance": ("orbit", "lie", "sweep", "consistency"),
+    "mechanism": ("circuits", "ablation"),
+    "landscape": ("spectrum", "symmetries", "group_landscape", "sharpness", "slices"),
+}  # of the probes' columns
+FACTS = {
+    "parameters": ("cost", "params", "Parameters", "Number of weights."),
+    "seconds": (
+        "cost",
+        "s",
+        "Seconds",
+        "Time of the row's cells; groups share forwards, so the first one measured pays.",
+    ),
+    "architecture": ("provenance", "timm", "Architecture", "The name that timm knows the network by."),
+    "image_size": ("provenance", "px", "Input size", "Height and width of the images that the network takes."),
+    "licence": ("provenance", "licence", "Licence", "Of the weights."),
+    "weights": ("provenance", "sha256", "Weights", "The first digits of the sha256 of the weights of seed 0."),
+    "device": ("provenance", "device", "Device", "Where the row's cells were measured."),
+    "git": ("provenance", "git", "Revision", "Of eqbench, that measured the row."),
+}  # column of the leaderboard -> theme, symbol, title, tip
 ALIGNED = "lattice_error_aligned"  # whose input size is named beneath it
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of numbers. `legend` names what stands below the value and, if it is bounded, its interval, in order."""
+    """A column of numbers, or of facts if it is no metric's.
+
+    Attributes:
+        key: column of the leaderboard that holds what the cells show large.
+        theme: the group of columns that it is shown and hidden with.
+        legend: what stands below the value and its interval, in order.
+        metric: whether it has a value a state: the three are `key`, `key_init` and `key_emergence`.
+        bounded: whether it has an interval.
+    """
 
     key: str
-    probe: str
+    theme: str
     symbol: str
     title: str
     sense: str
@@ -31,7 +62,15 @@ class Column:
     tip: str
     unit: str = ""
     legend: tuple[str, ...] = ()
+    metric: bool = False
     bounded: bool = True
+
+    @property
+    def parts(self) -> list[str]:
+        """The columns of the leaderboard that it shows some of."""
+        if self.metric:
+            return [self.key + part for part in STATISTICS if part != "_init_null"]
+        return [self.key + part for part in ("", "_lo", "_hi")] if self.bounded else [self.key]
 
 
 @dataclass(frozen=True)
@@ -41,7 +80,8 @@ class Table:
     ranking: Metric | None
     groups: list[str]
     columns: list[Column]
-    rows: list[dict[str, Any]]  # the leaderboard's, with `cells`: (value, what stands below it) a column
+    rows: list[dict[str, Any]]  # the leaderboard's, with `cells`: the lines of text of a column
+    lean: bool  # whether the cells lack the line that the legend names
 
 
 def tables(board: Board) -> list[Table]:
@@ -52,67 +92,84 @@ def tables(board: Board) -> list[Table]:
     parts += [(None, rows[rows["ranked_by"].isna() & ~alone]), (None, rows[alone])]
     found = [(ranking, frame) for ranking, frame in parts if len(frame)]
     room = NUMBERS // max(1, len(board.table))
-    return [_table(ranking, frame, room) for ranking, frame in found]
+    columns = [_chosen(list(_columns(ranking, frame)), room) for ranking, frame in found]
+    lean = sum(len(own) * len(frame) for own, (_, frame) in zip(columns, found, strict=True)) > LEAN
+    return [_table(*part, own, lean) for part, own in zip(found, columns, strict=True)]
 
 
-def _table(ranking: Metric | None, frame: pd.DataFrame, room: int) -> Table:
-    columns = list(_columns(ranking, frame))
-    columns = [column for i, column in enumerate(columns) if column.shown or i < room]
+def _chosen(columns: list[Column], room: int) -> list[Column]:
+    """Those that there is room for, in their order: the cost first, then shown columns before hidden ones."""
+    order = sorted(range(len(columns)), key=lambda i: (columns[i].theme != "cost", not columns[i].shown))
+    kept = set(order[: max(room, 4)])
+    return [column for i, column in enumerate(columns) if i in kept]
+
+
+def _table(ranking: Metric | None, frame: pd.DataFrame, columns: list[Column], lean: bool) -> Table:
     plain = frame.astype(object).where(frame.notna(), None)
     rows: list[dict[str, Any]] = [dict(zip(plain.columns, row, strict=True)) for row in plain.itertuples(index=False)]
+    cells = [{"cells": ["\n".join(_lines(row, column, lean)) for column in columns]} for row in rows]
     groups = list(dict.fromkeys(frame["group"]))
-    return Table(
-        ranking, groups, columns, [row | {"cells": [_cell(row, column) for column in columns]} for row in rows]
-    )
+    return Table(ranking, groups, columns, [row | own for row, own in zip(rows, cells, strict=True)], lean)
 
 
 def _columns(ranking: Metric | None, frame: pd.DataFrame) -> Iterator[Column]:
-    """The metrics that some row has: the ranking one, the headline ones, the others by probe; then what they cost."""
+    """The metrics that some row has: the ranking one, the headline ones, the others by probe; then cost and provenance."""
     has = frame[[f"{name}{end}" for name in METRICS for end in ("", "_init")]].notna().any()
     found = [metric for metric in METRICS.values() if has[metric.name] or has[f"{metric.name}_init"]]
+    themes = {probe: theme for theme, probes in THEMES.items() for probe in probes}
     for metric in sorted(found, key=lambda metric: (metric is not ranking, not metric.headline)):
-        better = metric.higher_is_better
+        better, theme = metric.higher_is_better, themes[metric.probe]
         beside = {"floor": "_floor", "null": "_null", "untrained": "_init"}
         legend = [word for word, end in beside.items() if frame[metric.name + end].notna().any()]
         tip = f"{metric.definition} {metric.formula}"
-        yield Column(metric.name, metric.probe, metric.symbol, metric.title, SENSES[better], ARROWS[better],
-                     metric.headline or metric is ranking, tip, metric.unit, tuple(legend))  # fmt: skip
+        yield Column(metric.name, theme, metric.symbol, metric.title, SENSES[better], ARROWS[better],
+                     metric.headline or metric is ranking, tip, metric.unit, tuple(legend), metric=True)  # fmt: skip
         if metric is ranking:
             tip = f"{metric.symbol} trained minus {metric.symbol} untrained: what training changed."
             sense = f"{'positive' if better else 'negative'} is better"
-            yield Column(f"{metric.name}_emergence", metric.probe, f"Δ{metric.symbol}", "Emergence", sense,
+            yield Column(f"{metric.name}_emergence", theme, f"Δ{metric.symbol}", "Emergence", sense,
                          ARROWS[better], True, tip)  # fmt: skip
-    plain: Any = {"probe": "cost", "sense": SENSES[None], "arrow": "", "shown": False, "bounded": False}
-    yield Column("parameters", symbol="params", title="Parameters", tip="Number of weights.", **plain)
-    tip = "Time of the row's cells; groups share forwards, so the first one measured pays."
-    yield Column("seconds", symbol="s", title="Seconds", tip=tip, **plain)
+    for key, (theme, symbol, title, tip) in FACTS.items():
+        if frame[key].notna().any():
+            yield Column(key, theme, symbol, title, SENSES[None], "", theme == "cost", tip, bounded=False)
 
 
-def _cell(row: dict[str, Any], column: Column) -> tuple[str, list[str]]:
-    """A number, and the lines below it; an empty cell is a dash alone."""
-    below = []
+def _lines(row: dict[str, Any], column: Column, lean: bool) -> Iterator[str]:
+    """A number, and the lines below it; an empty cell is a dash alone. `lean`: without the line that the legend names."""
+    value = row[column.key]
+    if isinstance(value, str):
+        yield value
+        return
+    yield number(value)
+    beside = [row[f"{column.key}_{'init' if word == 'untrained' else word}"] for word in column.legend]
+    if value is None and all(other is None for other in beside):
+        return
     if column.bounded:
         low, high = row[f"{column.key}_lo"], row[f"{column.key}_hi"]
-        below.append(f"[{number(low)}, {number(high)}]" if low is not None and high is not None else "no interval")
-    ends = {"untrained": "init"}
-    beside = [row[f"{column.key}_{ends.get(word, word)}"] for word in column.legend]
-    if row[column.key] is None and all(value is None for value in beside):
-        return "—", []
-    if beside:
-        below.append(" · ".join(map(number, beside)))
+        yield f"[{number(low)}, {number(high)}]" if low is not None and high is not None else "no interval"
+    if beside and not lean:
+        yield " · ".join(map(number, beside))
     if column.key == ALIGNED and row["aligned_size"] not in (None, row["image_size"]):
-        below.append(f"at {row['aligned_size']:.0f} px")
-    return number(row[column.key]), below
+        yield f"at {row['aligned_size']:.0f} px"
 
 
-def by_probe(found: Sequence[Table]) -> dict[str, list[Column]]:
-    """The columns of all tables, each once, by probe: what the reader may show and hide."""
+def by_theme(found: Sequence[Table]) -> dict[str, list[Column]]:
+    """The columns of all tables, each once, by theme: what the reader may show and hide."""
     columns = {column.key: column for table in found for column in table.columns}
-    order = {name: i for i, name in enumerate(METRICS)}
-    probes: dict[str, list[Column]] = {}
-    for column in sorted(columns.values(), key=lambda c: order.get(c.key.removesuffix("_emergence"), len(order))):
-        probes.setdefault(column.probe, []).append(column)
-    return probes
+    order = {name: i for i, name in enumerate([*METRICS, *FACTS])}
+    themes: dict[str, list[Column]] = {}
+    for column in sorted(columns.values(), key=lambda c: order[c.key.removesuffix("_emergence")]):
+        themes.setdefault(column.theme, []).append(column)
+    return themes
+
+
+def embedded(board: Board, found: Sequence[Table]) -> dict[str, list[Any]]:
+    """The leaderboard's columns that the page shows, or counts by, with its rows in the order of the page."""
+    parts = {part for table in found for column in table.columns for part in column.parts}
+    kept = [name for name in board.table if name in KEYS[1:] or name in parts | {"aligned_size", "image_size"}]
+    rows = [row for table in found for row in table.rows]
+    columns = {name: [row[name] for row in rows] for name in kept}
+    return {name: values for name, values in columns.items() if name in KEYS or any(v is not None for v in values)}
 
 
 def number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import hashlib
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from eqbench.cells import MISSING, STALE
-from eqbench.columns import ARROWS, SENSES, by_probe, number, tables
+from eqbench.columns import ARROWS, SENSES, by_theme, embedded, number, tables
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.plots import EMPTY, FIGURES
@@ -20,6 +21,7 @@ from eqbench.results import Status, write_text
 from eqbench.sections import made_with, sections
 
 FILES = ("index.html",)
+SOURCES = {"css": ("report", "models"), "js": ("report", "compare")}  # of the page's style and script, in templates/
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
 
 
@@ -38,19 +40,19 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
     )
     templates.filters["math"] = _math
     templates.filters["number"] = number
-    source = {name: _source(templates, f"report.{name}") for name in ("css", "js")}
+    source = {kind: "".join(_source(templates, f"{name}.{kind}") for name in names) for kind, names in SOURCES.items()}
     script = base64.b64encode(hashlib.sha256(source["js"].encode()).digest()).decode()
     found = tables(board)
     rows = [row for table in found for row in table.rows]
     drawn = {name: _figure(out_dir / "figures" / f"{name}.svg") for name in FIGURES}
     page = templates.get_template("report.html.j2").render(
         board=board,
-        css=Markup(source["css"] + _source(templates, "models.css")),
+        css=Markup(source["css"]),
         js=Markup(source["js"]),
         script=script,
         tables=found,
         rows=len(rows),
-        choices=by_probe(found),
+        choices=by_theme(found),
         facets={key: _facet(rows, key) for key in ("group", "family", "data", "status")},
         models=sorted(board.facts.items()),
         figures=[(name, FIGURES[name], figure) for name, figure in drawn.items() if EMPTY not in (figure or "")],
@@ -62,11 +64,17 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
         arrows=ARROWS,
         sections=sections(board, weights_dir),
         versions=_versions(board),
-        csv=base64.b64encode(gzip.compress(board.csv.encode(), mtime=0)).decode(),
+        data=_packed(embedded(board, found)),
     )
     path = out_dir / "index.html"
     write_text(path, page)
     return path
+
+
+def _packed(data: dict[str, list[Any]]) -> str:
+    """JSON, compressed, as text: it travels in the page, for its script and the CSV that it writes."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _source(templates: Environment, name: str) -> str:
