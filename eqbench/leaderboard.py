@@ -38,7 +38,7 @@ from eqbench.inference import detectable, holm
 from eqbench.metrics import METRICS, Metric
 from eqbench.pooling import Row, Seeds, emergence, emergence_index
 from eqbench.profiles import INDEX, PERMUTED
-from eqbench.results import Measure, Status, write_text
+from eqbench.results import CSV, Measure, Status, write_text
 from eqbench.schema import UNGROUPED
 
 FILES = ("results.csv", "leaderboard.csv", "coverage.csv")
@@ -133,7 +133,7 @@ def _lines(board: Board) -> Iterator[str]:
         own = {cell: board.results[cell] for cell in cells[start : start + CHUNK]}
         last = start + CHUNK >= len(cells)
         frame = Cells(board.plan, own, board.stale if last else {}).tidy
-        yield frame.to_csv(index=False, header=start == 0, float_format="%.6g", lineterminator="\n")
+        yield frame.to_csv(header=start == 0, **CSV)
 
 
 def collect(plan: Plan, cells_dir: Path, out_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The Result of a cell, its atomic writing, and its only reader (no torch)."""
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -22,6 +23,9 @@ SCHEMA = 1
 CURVE_DIGITS = 5  # significant digits of the numbers in curves
 COLUMNS = ["suite", "model", "data", "seed", "state", "group", "probe", "status", "reason", "layer", "depth", "metric"]
 COLUMNS += ["value", "lo", "hi", "n", "floor", "null", "unit", "higher_is_better", "digest"]
+TYPES: Any = dict.fromkeys(COLUMNS, "str") | {"higher_is_better": "boolean"}
+TYPES |= dict.fromkeys(["depth", "value", "lo", "hi", "n", "floor", "null"], "float64")
+CSV: Any = {"index": False, "float_format": "%.6g", "lineterminator": "\n"}
 
 
 class Status(StrEnum):
@@ -238,8 +242,23 @@ def read_all(paths: Iterable[Path]) -> Iterator[Result]:
 
 
 def read_results(folder: str | Path) -> pd.DataFrame:
-    """All results below a folder as one tidy frame: a row a cell x layer x metric (columns: `COLUMNS`)."""
-    return tidy(read_all(sorted(Path(folder).rglob("[!.]*.json"))))
+    """Every number of a board as one tidy frame: a row a cell x layer x metric (columns and types: `COLUMNS`, `TYPES`).
+
+    Args:
+        folder: a board (`reports/demo`), whose results.csv is read; or cells (`data/cells/demo`), however many are finished:
+            the frame that its results.csv would give, in the order of the paths. What is stale only a board can tell.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of a board (reports/<suite>) or of cells (data/cells/<suite>)")
+    table: Any = folder / "results.csv"
+    if not table.exists():
+        table = io.StringIO(tidy(read_all(sorted(folder.rglob("[!.]*.json")))).to_csv(**CSV))
+    # Only what is empty is missing: a model may be called NA.
+    return pd.read_csv(table, dtype=TYPES, keep_default_na=False, na_values=[""])
 
 
 def tidy(results: Iterable[Result]) -> pd.DataFrame:
@@ -251,11 +270,10 @@ def tidy(results: Iterable[Result]) -> pd.DataFrame:
         for layer in (network, *result.layers):
             place = (layer.name or None, layer.depth)
             for name, m in layer.metrics.items():
-                declared, reason = METRICS[name], result.reason or m.reason
-                numbers = (m.value, m.lo, m.hi, m.n, m.floor, m.null, declared.unit, declared.higher_is_better)
+                declared, reason = METRICS[name], result.reason or m.reason or None
+                numbers = (m.value, m.lo, m.hi, m.n, m.floor, m.null, declared.unit or None, declared.higher_is_better)
                 rows.append((*cell, str(result.status), reason, *place, name, *numbers, result.digest))
             if not layer.metrics and (layer.name or not result.layers):
                 rows.append((*cell, str(result.status), layer.reason, *place, *[None] * 9, result.digest))
     frame = pd.DataFrame(rows, columns=COLUMNS)
-    numeric = ["depth", "value", "lo", "hi", "n", "floor", "null"]
-    return frame.astype(dict.fromkeys(numeric, float))
+    return frame.astype(TYPES)
