@@ -85,18 +85,17 @@ def _emergence(board: Board) -> Finding | None:
     if not better and not worse:
         least, most = (f(row[f"{name}_emergence"] for row in rows if row["ranked_by"] == name) for f in (min, max))
         said = f"Of {tests}, none shows a change that could not be chance; {METRICS[name].title} changed by {number(least)} to {number(most)}."
-        return Finding(question, False, f"{said} Each on {_standing(rows[0])}.", name)
+        standing = list(dict.fromkeys(map(_standing, rows)))
+        return Finding(question, False, f"{said} Measured on {_listed(standing)}.", name)
     counts = {"became more equivariant": len(better), "became less so": worse}
     answer = f"Of {tests}, {_told(counts, len(rows))}."
     if better:
         top = max(
             (row for row in better if row["ranked_by"] == name), key=lambda row: _signed(row, f"{name}_emergence")
         )
-        final, init = (board.seeds.sample(_key(top), name, state) for state in ("final", "init"))
-        assert final
-        assert init
-        change = _bounded(contrast((1, final), (-1, init)), len(rows))
-        answer += f" The largest: {_where(top)}, {METRICS[name].title} from {number(top[f'{name}_init'])} to {number(top[name])}, a change of {change}; {_standing(top)}."
+        change = board.seeds.change(_key(top), name)
+        assert change, "it has a p-value"
+        answer += f" The largest: {_where(top)}, {METRICS[name].title} from {number(top[f'{name}_init'])} to {number(top[name])}, a change of {_bounded(change, len(rows))}; {_standing(top)}."
     return Finding(question, bool(better) or bool(worse), answer, name)
 
 

@@ -80,7 +80,7 @@ def test_no_change_is_no_evidence(tmp_path):
         "Of 16 comparisons (one network under one group, trained against untrained), none shows a change"
         in emergence.answer
     )
-    assert "changed by 0 to 0. Each on 256 images, 2 seeds." in emergence.answer
+    assert "changed by 0 to 0. Measured on 256 images, 2 seeds." in emergence.answer
     assert not best.supported
     assert "Under none of 4 groups does the interval of one network lie apart" in best.answer
     least = board.table["detectable"].median()

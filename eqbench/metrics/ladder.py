@@ -102,7 +102,7 @@ LADDER = (
         "",
         "The share of the network's layers that were measured. The others have features of no declared layout, or the group does not act on them; each says why.",
         "cov = layers measured / layers",
-        "",
+        "eqbench",
         None,
         cost="1 forward of 2 images",
     ),

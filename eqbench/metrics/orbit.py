@@ -172,7 +172,7 @@ ORBIT = (
         "",
         "Share of images classed rightly, untransformed.",
         "acc = meanₓ [argmax f(x) = y]",
-        "",
+        "the usual definition",
         True,
         null="the most frequent class alone",
         cost="1 forward an image",

@@ -86,7 +86,7 @@ SPECTRUM = (
         "nat",
         f"The loss whose curvature is measured: {_LOSS}.",
         "L = meanₓ CE(p(x), y)",
-        "",
+        "the usual definition",
         None,
         null="ln(number of classes): a uniform guess",
         cost="1 forward an image",

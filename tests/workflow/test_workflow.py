@@ -300,7 +300,8 @@ def test_the_workflow_is_clean_and_reports(finished):
     assert done.returncode == 0, done.stderr
     text = (finished / "report.html").read_text()
     assert "heatmap" in text
-    shown = html.unescape(re.sub(r"\\+u003c[^>]*?>|<[^>]*>", "", text)).replace("\\n", " ")
+    plain = re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), text)
+    shown = html.unescape(re.sub(r"<[^>]*>", "", plain))
     for name, caption in plots.FIGURES.items():
         assert caption.split(".")[0] in shown, f"the caption of {name}"
     assert not re.search(r'(src|href)="https?://[^"]*\.(js|css)"', text)
