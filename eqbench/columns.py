@@ -10,6 +10,7 @@ import pandas as pd
 from eqbench.leaderboard import KEYS, STATISTICS, Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.schema import UNGROUPED
+from eqbench.stats import LEVEL
 
 ARROWS = {True: "↑", False: "↓", None: ""}
 SENSES = {True: "higher is better", False: "lower is better", None: "descriptor"}
@@ -37,6 +38,7 @@ FACTS = {
     "device": ("provenance", "device", "Device", "Where the row's cells were measured."),
     "git": ("provenance", "git", "Revision", "Of eqbench, that measured the row."),
 }  # column of the leaderboard -> theme, symbol, title, tip
+HOLM = "p, Holm"  # what stands below an emergence: the chance of so much where training changed nothing, of all the board's
 ALIGNED = "lattice_error_aligned"  # whose input size is named beneath it
 
 
@@ -70,7 +72,7 @@ class Column:
         """The columns of the leaderboard that it shows some of."""
         if self.metric:
             return [self.key + part for part in STATISTICS if part != "_init_null"]
-        return [self.key + part for part in ("", "_lo", "_hi")] if self.bounded else [self.key]
+        return [self.key + part for part in ("", "_lo", "_hi", "_p", "_holm")] if self.bounded else [self.key]
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ def _columns(ranking: Metric | None, frame: pd.DataFrame) -> Iterator[Column]:
         if metric is ranking:
             tip = f"{metric.symbol} trained minus {metric.symbol} untrained: what training changed."
             sense = f"{'positive' if better else 'negative'} is better"
+            tested = (HOLM,) if frame[f"{metric.name}_emergence_holm"].notna().any() else ()
             yield Column(f"{metric.name}_emergence", theme, f"Δ{metric.symbol}", "Emergence", sense,
-                         ARROWS[better], True, tip)  # fmt: skip
+                         ARROWS[better], True, tip, legend=tested)  # fmt: skip
     for key, (theme, symbol, title, tip) in FACTS.items():
         if frame[key].notna().any():
             yield Column(key, theme, symbol, title, SENSES[None], "", theme == "cost", tip, bounded=False)
@@ -141,7 +144,8 @@ def _lines(row: dict[str, Any], column: Column, lean: bool) -> Iterator[str]:
         yield value
         return
     yield number(value)
-    beside = [row[f"{column.key}_{'init' if word == 'untrained' else word}"] for word in column.legend]
+    words = column.legend if column.metric else ()
+    beside = [row[f"{column.key}_{'init' if word == 'untrained' else word}"] for word in words]
     if value is None and all(other is None for other in beside):
         return
     if column.bounded:
@@ -149,8 +153,16 @@ def _lines(row: dict[str, Any], column: Column, lean: bool) -> Iterator[str]:
         yield f"[{number(low)}, {number(high)}]" if low is not None and high is not None else "no interval"
     if beside and not lean:
         yield " · ".join(map(number, beside))
+    if HOLM in column.legend:
+        yield _claim(row[f"{column.key}_holm"])
     if column.key == ALIGNED and row["aligned_size"] not in (None, row["image_size"]):
         yield f"at {row['aligned_size']:.0f} px"
+
+
+def _claim(p: float | None) -> str:
+    """What a p-value says of an emergence."""
+    told = "no p" if p is None else "p < 0.001" if p < 5e-4 else f"p {p:.3f}"
+    return told if p is not None and p < 1 - LEVEL else f"{told}: no evidence"
 
 
 def by_theme(found: Sequence[Table]) -> dict[str, list[Column]]:

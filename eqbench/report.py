@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from eqbench.cells import MISSING, STALE
 from eqbench.columns import ARROWS, SENSES, by_theme, embedded, number, tables
+from eqbench.findings import compared, findings
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.plots import EMPTY, FIGURES
@@ -21,7 +22,8 @@ from eqbench.results import Status, write_text
 from eqbench.sections import made_with, sections
 
 FILES = ("index.html",)
-SOURCES = {"css": ("report", "models"), "js": ("report", "compare")}  # of the page's style and script, in templates/
+# Of the page's style and script, in templates/.
+SOURCES = {"css": ("report", "findings", "models"), "js": ("report", "compare")}
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
 
 
@@ -47,6 +49,8 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
     drawn = {name: _figure(out_dir / "figures" / f"{name}.svg") for name in FIGURES}
     page = templates.get_template("report.html.j2").render(
         board=board,
+        compared=compared(board),
+        findings=findings(board),
         css=Markup(source["css"]),
         js=Markup(source["js"]),
         script=script,

@@ -32,6 +32,7 @@ function difference(key, [a, b], [i, j]) {
   const less = (m, n) => m === null || n === null ? null : m - n;
   return [less(x, y), less(p[0], q[1]), less(p[1], q[0])];
 }
+const told = (value, lo, hi) => value === null ? "—" : `${number(value)}\n${lo === null || hi === null ? "no interval" : `[${number(lo)}, ${number(hi)}]`}`;
 function contrast() {
   const pair = sides(), open = compared() !== "";
   $("sides").replaceChildren();
@@ -56,8 +57,8 @@ function contrast() {
         total += value !== null;
         clear += apart;
         const row = make("tr"), name = make("th", head.cell.title.split(" (")[0], { scope: "row", title: head.cell.title });
-        row.append(name, ...[i, j].map((at, side) => make("td", `${number(values(names[side])[at] ?? null)}\n${interval(names[side], at)}`)),
-          make("td", `${number(value)}\n${lo === null || hi === null ? "no interval" : `[${number(lo)}, ${number(hi)}]`}`),
+        row.append(name, ...[i, j].map((at, side) => make("td", told(values(names[side])[at] ?? null, ...range(names[side], at)))),
+          make("td", told(value, lo, hi)),
           make("td", verdict, { className: apart ? "apart" : "" }));
         body.append(row);
       });

@@ -182,15 +182,15 @@ function follow() {
 // The rows, their order and the columns that are shown, under the names and with the digits of leaderboard.csv.
 function csv() {
   const parts = new Set(["model", "family", "architecture", "data", "group", "status", "done", "planned", "rank", "rank_worst",
-    "ranked", "ranked_by", "unranked", "n_seeds", "n_init_seeds", "n_images"]);
+    "ranked", "ranked_by", "unranked", "detectable", "n_seeds", "n_init_seeds", "n_images", "paired"]);
   const entries = boards.flatMap((board) => {
     board.heads.filter(({ open }) => open).forEach(({ key, metric, bounded }) => {
       const ends = metric ? ["", "_floor", "_null", "_init", "_emergence"] : [""];
-      ends.forEach((end) => [end, ...(bounded ? [`${end}_lo`, `${end}_hi`] : [])].forEach((part) => parts.add(key + part)));
+      ends.forEach((end) => ["", ...(bounded ? ["_lo", "_hi", "_p", "_holm"] : [])].forEach((part) => parts.add(key + end + part)));
     });
     return board.rows.filter((entry) => entry.kept);
   });
-  const quote = (value) => value === null ? "" : /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : String(value);
+  const quote = (value) => value === null ? "" : value === true ? "True" : value === false ? "False" : /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : String(value);
   const columns = Object.keys(data).filter((name) => parts.has(name));
   return [columns, ...entries.map(({ at }) => columns.map((name) => quote(data[name][at])))].map((line) => line.join(",") + "\n").join("");
 }
