@@ -20,7 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import digamma, polygamma, stdtrit
 
 from eqbench.results import Measure
-from eqbench.stats import LEVEL, Array, unpack
+from eqbench.stats import LEVEL, STORED, Array, unpack
 
 POWER = 0.8  # of the comparison that finds a detectable difference
 
@@ -164,11 +164,14 @@ def contrast(*terms: tuple[float, Sample]) -> Estimate:
 
 def _total(image: Array | float, apart: Array | float, between: Array | float, scatter: Array | float,
            units: Array | float) -> tuple[Array, Array]:  # fmt: skip
-    """Standard error and Satterthwaite's degrees of freedom; scatter: sum of squared seed variances over theirs."""
+    """Standard error and Satterthwaite's degrees of freedom; scatter: sum of squared seed variances over theirs.
+
+    A variance over replicates is as uncertain as their number makes it, beside that of the images.
+    """
     common = np.maximum(np.asarray(image) - apart, 0.0)
     whole = common + between
     with np.errstate(divide="ignore", invalid="ignore"):
-        df = whole**2 / (common**2 / (np.asarray(units) - 1) + scatter)
+        df = whole**2 / (common**2 * (1 / (np.asarray(units) - 1) + np.isfinite(units) / (STORED - 1)) + scatter)
     return np.sqrt(np.maximum(whole, image)), np.where(np.isnan(df), math.inf, df)
 
 
