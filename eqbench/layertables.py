@@ -1,7 +1,7 @@
 """The layers of every network under every group: a small curve over depth, and the numbers as a table (no torch)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from eqbench.profiles import INDEX, PERMUTED, maps
 
 NUMBERS = 30_000  # of a page's tables: a board with more leaves them to results.csv
 BOUNDED = 3_000  # up to which each has its interval
-CURVE, POINT = 650, 45  # characters of a curve, about, and of a layer in it
+CURVE, POINT = 600, 45  # characters of a curve, about, and of a layer in it
 
 Place = tuple[str, str, str]  # model, data, group
 Point = tuple[float, dict[str, float]]  # depth; trained and untrained value with their intervals
@@ -43,52 +43,43 @@ class Profile:
     tables: list[LayerTable]
 
 
-@dataclass(frozen=True)
-class Profiles:
-    """By (model, data); `groups` are those shown where there is no room for all, `tabled` is whether tables are shown."""
-
-    found: dict[tuple[str, str], list[Profile]]
-    groups: list[str] | None
-    tabled: bool
+Curves = dict[Place, tuple[Metric | None, list[Point]]]
 
 
-def profiles(board: Board, room: int) -> Profiles:
-    """The profiles of all rows, or of the first group's where all take more than `room` characters, or none."""
+def sizes(found: Curves) -> tuple[str | None, int, int]:
+    """The first group, and about how many characters the curves of that group take, and those of all."""
+    each = {key: CURVE + POINT * min(len(points), POINTS) for key, (_, points) in found.items()}
+    first = next((group for _, _, group in found), None)
+    return first, sum(size for (*_, group), size in each.items() if group == first), sum(each.values())
+
+
+def profiles(board: Board, found: Curves, groups: Collection[str]) -> dict[tuple[str, str], list[Profile]]:
+    """(model, data) -> its layers under these groups, with tables where the board's numbers are few enough for a page."""
     frame = board.layers
-    curves = _curves(frame)
-    order = list(dict.fromkeys(group for _, _, group in curves))
-    shown: list[str] | None = None
-    for count in (len(order), 1, 0):
-        kept = order[:count]
-        sizes = (
-            CURVE + POINT * min(len(points), POINTS) for (*_, group), (_, points) in curves.items() if group in kept
-        )
-        if sum(sizes) <= room:
-            shown = None if count == len(order) else kept
-            break
     numbers = int(frame["metric"].notna().sum())
+    frame = frame[frame["group"].isin(groups)]
     if numbers > BOUNDED:
         frame = frame.assign(lo=math.nan, hi=math.nan)
     tables: dict[Place, list[LayerTable]] = {}
-    if numbers <= NUMBERS and shown is None:
+    if numbers <= NUMBERS:
         for key, own in frame.groupby(["model", "data", "group"], sort=False):
             model, data, group = map(str, key)
             tables[model, data, group] = [_table(str(probe), part) for probe, part in own.groupby("probe", sort=False)]
-    found: dict[tuple[str, str], list[Profile]] = {}
+    made: dict[tuple[str, str], list[Profile]] = {}
     best = frame.groupby(["model", "data", "group", "layer"], sort=False, as_index=False)["coverage"].max()
     counts: dict[Place, list[bool]] = {}
     for model, data, group, _, coverage in best.itertuples(index=False, name=None):
         counts.setdefault((model, data, group), []).append(coverage > 0)
-    for (model, data, group), (metric, points) in curves.items():
-        if shown is None or group in shown:
+    for (model, data, group), (metric, points) in found.items():
+        if group in groups:
             had = counts[model, data, group]
             own_tables = tables.get((model, data, group), [])
             curve, heading = _curve(group, metric, points), _heading(metric, points)
-            found.setdefault((model, data), []).append(Profile(group, sum(had), len(had), curve, heading, own_tables))
-    return Profiles(found, shown, bool(tables) or not curves)
+            made.setdefault((model, data), []).append(Profile(group, sum(had), len(had), curve, heading, own_tables))
+    return made
 
 
-def _curves(frame: pd.DataFrame) -> dict[Place, tuple[Metric | None, list[Point]]]:
+def curves(frame: pd.DataFrame) -> Curves:
     """Each row's layers along depth in the metric that tells most: the permuted error, else the first there is."""
     places: dict[Place, list[str]] = {}
     rows = frame[["model", "data", "group", "metric"]].drop_duplicates()
@@ -96,9 +87,7 @@ def _curves(frame: pd.DataFrame) -> dict[Place, tuple[Metric | None, list[Point]
         places.setdefault((model, data, group), []).append(metric)
     order = [PERMUTED, *METRICS]
     best = {key: next((name for name in order if name in names), None) for key, names in places.items()}
-    found: dict[Place, tuple[Metric | None, list[Point]]] = {
-        key: (METRICS[name] if name else None, []) for key, name in best.items()
-    }
+    found: Curves = {key: (METRICS[name] if name else None, []) for key, name in best.items()}
     keys = ["value", "lo", "hi", "init", "init_lo", "init_hi"]
     own = maps(frame[frame["metric"].isin({name for name in best.values() if name})])
     for model, data, group, metric, depth, *values in own[

@@ -16,7 +16,7 @@ from eqbench.columns import number
 
 T = TypeVar("T")
 
-POINTS = 40  # of a line, at most: more cannot be told apart at this size
+POINTS = 60  # of a line, at most: more cannot be told apart at this size
 WIDTH, HEIGHT = 200.0, 80.0  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 3.0, 197.0, 13.0, 67.0  # of its plot; above and below stand the ends of the axes
 
@@ -89,10 +89,8 @@ class _Frame:
         return f"{path}><title>{escape(mark.title)}</title></path>" if mark.title else f"{path}/>"
 
     def _points(self, points: Iterable[tuple[float, float]]) -> list[str]:
-        return [
-            f"{_short(_scaled(a, self.x, LEFT, RIGHT))} {_short(_scaled(b, self.y, BOTTOM, TOP))}"
-            for a, b in thinned(list(points))
-        ]
+        places = [(_short(_scaled(a, self.x, LEFT, RIGHT)), _short(_scaled(b, self.y, BOTTOM, TOP))) for a, b in points]
+        return [f"{a} {b}" for a, b in thinned(_bent(places))]
 
 
 def _known(value: float | None) -> bool:
@@ -106,6 +104,12 @@ def _scaled(value: float, span: tuple[float, float], start: float, end: float) -
 
 def _short(place: float) -> str:
     return f"{place:.1f}".removesuffix(".0")
+
+
+def _bent(places: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Without the points between two of the same height."""
+    last = len(places) - 1
+    return [p for i, p in enumerate(places) if i in (0, last) or not places[i - 1][1] == p[1] == places[i + 1][1]]
 
 
 def thinned(items: Sequence[T], most: int = POINTS) -> list[T]:

@@ -5,19 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eqbench import panels, reproduce, weights
+from eqbench import layertables, panels, reproduce, weights
 from eqbench.cells import MISSING
 from eqbench.config import Cell
 from eqbench.errors import UserError
-from eqbench.layertables import Profile, profiles
+from eqbench.layertables import Profile
 from eqbench.leaderboard import Board
-from eqbench.panels import Own, Panel
+from eqbench.panels import Panel
 from eqbench.reproduce import Recipe
 from eqbench.results import Result, Status
 
 ROOM = 1_400_000  # characters of a page for small figures and cells' commands: what does not fit is left to the files
 HANDFUL = 5  # models, up to which their sections stand open
 COMMAND = 170  # characters of a cell's row, about
+LAYERS, CELLS = "layers", "every cell's command"  # kinds that are no panels
 FACTS = ("family", "architecture", "parameters", "image_size", "source", "origin", "licence", "augment", "dtype")
 VERSIONS = ("eqbench", "git", "torch", "timm_version", "python")
 
@@ -64,21 +65,22 @@ class Section:
 
 @dataclass(frozen=True)
 class Sections:
-    """All models, sorted; `left_out` are the kinds of figures that the page has no room for.
+    """All models, sorted, each with the same kinds of figures.
 
     Attributes:
-        groups: those whose layers are shown where there is no room for all. tabled: whether layers have tables.
+        in_part: the kinds of which the page has room for one figure a model. left_out: those that it has no room for.
+        tabled: whether layers have tables.
     """
 
     models: list[Section]
     opened: bool
+    in_part: list[str]
     left_out: list[str]
-    groups: list[str] | None
     tabled: bool
 
 
 def sections(board: Board, weights_dir: Path | None = None) -> Sections:
-    """The sections of all models, each with the same kinds of figures.
+    """The sections of all models.
 
     Args:
         weights_dir: where the cards of the weights lie; without them there are no learning curves and no recipes.
@@ -90,18 +92,21 @@ def sections(board: Board, weights_dir: Path | None = None) -> Sections:
         if cell in board.results and board.results[cell].status is Status.ok and cell.state in ("final", "init"):
             finished.setdefault((cell.model, board.plan.data(cell)), []).append((cell, board.results[cell]))
     cards = {model: dict(_cards(board, model, cells, weights_dir)) for model, cells in planned.items()}
-    measured = {}
-    for key, own in finished.items():
-        own.sort(key=lambda entry: (entry[0].state != "final", int(entry[0].seed[1:])))
-        measured[key] = list(_panels(own, cards[key[0]]))
-    room, left_out = _leave_out(measured)
-    layers = profiles(board, room)
-    room -= sum(len(one.curve) for own in layers.found.values() for one in own)
-    listed = COMMAND * len(board.plan.cells) <= room
+    drawn = {key: list(_panels(own, cards[key[0]])) for key, own in finished.items()}
+    curves = layertables.curves(board.layers)
+    first, one, every = layertables.sizes(curves)
+    brief, full = _sizes(drawn)
+    brief |= {LAYERS: one, CELLS: COMMAND * len(board.plan.cells)}
+    full |= {LAYERS: every, CELLS: COMMAND * len(board.plan.cells)}
+    fit = fitting(brief, full, ROOM)
+    groups = {group for _, _, group in curves} if fit[LAYERS] == 2 else {str(first)} if fit[LAYERS] else set()
+    layers = layertables.profiles(board, curves, groups)
     found = []
     for model, cells in planned.items():
         names = dict.fromkeys(board.plan.data(cell) for cell in cells)
-        parts = [Measured(data, layers.found.get((model, data), []), measured.get((model, data), [])) for data in names]
+        parts = [
+            Measured(data, layers.get((model, data), []), _kept(drawn.get((model, data), []), fit)) for data in names
+        ]
         facts, states = board.facts[model], [board.status(cell) for cell in cells]
         found.append(
             Section(
@@ -113,35 +118,53 @@ def sections(board: Board, weights_dir: Path | None = None) -> Sections:
                 len(cells),
                 [part for part in parts if part.profiles or part.panels],
                 reproduce.recipes(board.plan, model, cells),
-                [_row(board, cell) for cell in cells] if listed else [],
+                [_row(board, cell) for cell in cells] if fit[CELLS] else [],
                 f"{cells[0].group}+{cells[0].probe}",
             )
         )
-    left_out += [] if listed else ["every cell's command"]
-    return Sections(found, len(found) <= HANDFUL, left_out, layers.groups, layers.tabled)
+    in_part = [kind for kind, level in fit.items() if level == 1]
+    left_out = [kind for kind, level in fit.items() if level == 0]
+    tabled = not curves or any(one.tables for own in layers.values() for one in own)
+    return Sections(found, len(found) <= HANDFUL, in_part, left_out, tabled)
 
 
-def _panels(own: Own, cards: dict[str, dict[str, Any]]) -> Iterator[Panel]:
+def fitting(brief: dict[str, int], full: dict[str, int], room: int) -> dict[str, int]:
+    """How much of each kind fits: 2 all of it, 1 its brief form, 0 nothing; as many kinds as possible before whole ones.
+
+    >>> fitting({"a": 10, "b": 20, "c": 90}, {"a": 40, "b": 20, "c": 90}, 60)
+    {'a': 2, 'b': 2, 'c': 0}
+    >>> fitting({"a": 10, "b": 20, "c": 90}, {"a": 80, "b": 20, "c": 90}, 60)
+    {'a': 1, 'b': 2, 'c': 0}
+    """
+    fit = dict.fromkeys(brief, 0)
+    for level, sizes in ((1, brief), (2, full)):
+        for kind in sorted(sizes, key=lambda kind: sizes[kind]):
+            more = sizes[kind] - (brief[kind] if level == 2 else 0)
+            if fit[kind] == level - 1 and more <= room:
+                fit[kind], room = level, room - more
+    return fit
+
+
+def _sizes(drawn: dict[tuple[str, str], list[Panel]]) -> tuple[dict[str, int], dict[str, int]]:
+    """Kind -> about how many characters it takes on the whole page, in brief and in full."""
+    brief: dict[str, int] = {}
+    full: dict[str, int] = {}
+    for own in drawn.values():
+        for panel in own:
+            brief[panel.kind] = brief.get(panel.kind, 0) + panel.brief.size
+            full[panel.kind] = full.get(panel.kind, 0) + panel.size
+    return brief, full
+
+
+def _kept(own: list[Panel], fit: dict[str, int]) -> list[Panel]:
+    return [panel if fit[panel.kind] == 2 else panel.brief for panel in own if fit[panel.kind]]
+
+
+def _panels(own: list[tuple[Cell, Result]], cards: dict[str, dict[str, Any]]) -> Iterator[Panel]:
+    own = sorted(own, key=lambda entry: (entry[0].state != "final", int(entry[0].seed[1:])))
     for panel in (panels.learning(cards), *(made(own) for made in panels.PANELS)):
         if panel is not None:
             yield panel
-
-
-def _leave_out(measured: dict[tuple[str, str], list[Panel]]) -> tuple[int, list[str]]:
-    """Keep, in place, the kinds of panels that fit, smallest first; how much room they leave, and the kinds that did not fit."""
-    sizes: dict[str, int] = {}
-    for own in measured.values():
-        for panel in own:
-            sizes[panel.kind] = sizes.get(panel.kind, 0) + panel.size
-    room, left_out = ROOM, []
-    for kind, size in sorted(sizes.items(), key=lambda item: item[1]):
-        if size <= room // 2:  # the other half is the layers'
-            room -= size
-        else:
-            left_out.append(kind)
-    for key, own in measured.items():
-        measured[key] = [panel for panel in own if panel.kind not in left_out]
-    return room, left_out
 
 
 def _row(board: Board, cell: Cell) -> Row:
@@ -183,7 +206,9 @@ def _card(facts: dict[str, Any], cards: dict[str, dict[str, Any]]) -> Iterator[t
     recipe: dict[str, Any] = next(
         (card["recipe"] for card in cards.values() if isinstance(card.get("recipe"), dict)), {}
     )
-    said = [f"{key.replace('_', ' ')} {value}" for key, value in recipe.items() if value not in (None, False, [])]
+    off = tuple(f"{key}_" for key, value in recipe.items() if value is False)  # what is off has idle options
+    known = {key: value for key, value in recipe.items() if value not in (None, False, []) and not key.startswith(off)}
+    said = [f"{key.replace('_', ' ')} {value}" for key, value in known.items()]
     if said:
         yield "recipe", ", ".join(said)
     if made := made_with(facts):

@@ -1,7 +1,7 @@
 """What a small figure of one network is (no torch)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -26,11 +26,15 @@ class Panel:
     table: Markup | None = None
 
     @property
+    def brief(self) -> "Panel":
+        """It with no more than its first chart."""
+        return replace(self, charts=self.charts[:1])
+
+    @property
     def size(self) -> int:
         """About how many characters of the page it takes."""
-        return (
-            sum(len(words) + len(figure) + 60 for words, figure in self.charts) + len(self.note) + len(self.table or "")
-        )
+        beside = 250 + len(self.heading) + len(self.note) + len(self.table or "")
+        return beside + sum(len(words) + len(figure) + 45 for words, figure in self.charts)
 
 
 def ends(curve: Sequence[float | None]) -> str:

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqbench.columns import number
-from eqbench.minis import Band, Line, chart
+from eqbench.minis import Line, chart
 from eqbench.panels.base import WORDS, Own, Panel
 from eqbench.plots.density import smoothed
 from eqbench.results import Result
 
-POINTS = 81  # of a density
+POINTS = 101  # of a density
 
 
 def spectrum(own: Own) -> Panel | None:
@@ -32,25 +32,25 @@ def spectrum(own: Own) -> Panel | None:
     peak = max((float(curve.max()) for curve in curves.values()), default=1.0)
     weights = [weight for result in states.values() for weight in _numbers(result, "density_weights") if weight > 0]
     floor = min(max(0.1 * min(weights, default=1e-6), 1e-9 * peak), 0.1 * peak)
-    marks: list[Line | Band] = [Line([0.0, 0.0], [0.0, 1.0], "frame", "λ = 0")]
+    marks = [Line([0.0, 0.0], [0.0, 1.0], "frame", "λ = 0")]
     found = []
     for state in ("init", "final"):
         word = WORDS[state]
         if state in curves:
             height = np.log(np.maximum(curves[state] / floor, 1)) / math.log(peak / floor)
-            marks.append(Line([*grid], [*height], word, f"density, {word}"))
-            if state == "final":
-                marks.append(Band([*grid], [0.0] * len(grid), [*height], "fill"))
+            marks.append(Line([*grid], [*height], f"{word} area" if state == "final" else word, f"density, {word}"))
         values = sorted(_numbers(states[state], "eigenvalues", "smallest")) if state in states else []
-        for value in values:
-            place = math.asinh(value / linear)
-            marks.append(Line([place, place], [0.0, 0.12], word, f"{word}: λ = {number(value)}"))
         if values:
+            places = [math.asinh(value / linear) for value in values for _ in range(3)]
+            ticks = [0.0, 0.12, None] * len(values)
+            marks.append(Line(places, ticks, word, f"{word}: λ = {', '.join(map(number, values))}"))
             found.append(f"{word} {number(values[0])} to {number(values[-1])}")
-    title = f"Density of the Hessian's eigenvalues, symmetric log scale; {', '.join(found)}"
-    figure = chart(title, marks, (-edge, edge), (0, 1), (number(-largest), number(largest)), top="log density")
+    what = "Density (log) and eigenvalues" if curves else "Eigenvalues"
+    title = f"{what} of the Hessian, on a symmetric log scale; {', '.join(found)}"
+    scale = (number(-largest), number(largest))
+    figure = chart(title, marks, (-edge, edge), (0, 1), scale, top="log density" if curves else "λ")
     note = f"Eigenvalues found: {'; '.join(found)}." if found else ""
-    return Panel("spectrum", "Spectrum of the Hessian", [("Density (log) over λ (symmetric log)", figure)], note)
+    return Panel("spectrum", "Spectrum of the Hessian", [(f"{what} over λ (symmetric log)", figure)], note)
 
 
 def _numbers(result: Result, *keys: str) -> list[float]:
