@@ -42,7 +42,10 @@ def friedman(values: Array) -> tuple[Array, float, float]:
     ranks = stats.rankdata(values, axis=1).mean(0)
     chi = float(stats.friedmanchisquare(*values.T).statistic)
     left = blocks * (models - 1) - chi
-    p = float(stats.f.sf((blocks - 1) * chi / left, models - 1, (models - 1) * (blocks - 1))) if left > 1e-9 else 0.0
+    if left > 1e-9:
+        p = float(stats.f.sf((blocks - 1) * chi / left, models - 1, (models - 1) * (blocks - 1)))
+    else:  # all blocks agree: as often as each gives the order of the first
+        p = math.exp(-(blocks - 1) * math.lgamma(models + 1))
     q = float(stats.studentized_range.ppf(LEVEL, models, math.inf)) / math.sqrt(2)
     return ranks, 1.0 if math.isnan(p) else p, q * math.sqrt(models * (models + 1) / (6 * blocks))
 

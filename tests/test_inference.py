@@ -6,15 +6,18 @@ real code: replicates are drawn, packed and unpacked. Bounds of 93 and 97 % are 
 
 import base64
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from board import DIGITS, fail, fill
 from scipy import stats as scipy_stats
 
 from eqbench import stats
 from eqbench.inference import Spread, contrast, detectable, holm, sample, spread
-from eqbench.leaderboard import ranks
-from eqbench.meanranks import friedman
+from eqbench.leaderboard import load, ranks
+from eqbench.meanranks import MeanRanks, friedman, mean_ranks
+from eqbench.plots import critical_difference
 from eqbench.results import Measure
 
 BOARDS = 1000
@@ -270,3 +273,61 @@ def test_mean_ranks_of_a_published_example():
     assert found == pytest.approx([3.143, 2.0, 2.893, 1.964], abs=5e-4)
     assert distance == pytest.approx(1.25, abs=5e-3)
     assert 0.01 < p < 0.05, "F = 3.69 of 3 and 39 degrees of freedom; a little more with the ties counted"
+
+
+@pytest.fixture
+def ranked(tmp_path):
+    """A board on which three of four models on digits are ranked under every finite group, in the same order."""
+
+    def change(cell, result):
+        if cell.probe != "orbit" or cell.state != "final":
+            return result
+        if (cell.model, cell.group) == ("vit_digits", "d4"):
+            return fail(result, "out of memory")
+        value = 0.1 + 0.2 * sorted(DIGITS).index(cell.model) if cell.model in DIGITS else 0.5
+        result.metrics["lattice_error_aligned"] = Measure(value, value - 0.01, value + 0.01, 200)
+        return result
+
+    return load(fill(tmp_path, change=change), tmp_path)
+
+
+def test_mean_ranks_are_of_models_that_are_ranked_under_all_groups(ranked):
+    (found,) = mean_ranks(ranked.table)
+    assert (found.metric, found.data, found.groups) == (
+        "lattice_error_aligned",
+        "digits",
+        ("hflip", "vflip", "c4", "d4"),
+    )
+    assert list(found.ranks.items()) == [(model, i + 1) for i, model in enumerate(sorted(set(DIGITS) - {"vit_digits"}))]
+    assert found.p == pytest.approx(1 / 6**3), "three more groups in the order of the first"
+    first, second, third = found.ranks
+    assert found.apart(first, third)
+    assert not found.apart(first, second)
+    assert not replace(found, p=0.2).apart(first, third), "Friedman's test comes first"
+    mirrored = ranked.table.assign(lattice_error_aligned=-ranked.table["lattice_error_aligned"])
+    assert list(mean_ranks(mirrored)[0].ranks) == [third, second, first]
+    assert mean_ranks(ranked.table[ranked.table["group"] == "c4"]) == [], "one group"
+    assert mean_ranks(ranked.table[ranked.table["model"] != first]) == [], "two models"
+
+
+def test_the_diagram_joins_what_does_not_differ(ranked, tmp_path):
+    titles = {}
+    figure = critical_difference.draw(ranked, titles)
+    first, second, third = mean_ranks(ranked.table)[0].ranks
+    said = [text for texts in titles.values() for text in texts]
+    joined = [text for text in said if text.startswith("not known to differ")]
+    assert joined == [f"not known to differ: {first}, {second}", f"not known to differ: {second}, {third}"]
+    assert f"{first}: mean rank 1 of 3 over hflip, vflip, c4, d4" in said
+    assert any("CD 1.66; Friedman p = 0.005" in text.get_text() for text in figure.axes[0].texts)
+    ones = [cell for cell in ranked.plan.cells if cell.model == "efficientnet_lite0"]
+    alone = load(
+        fill(tmp_path / "alone", change=lambda cell, result: result if cell in ones else None), tmp_path / "alone"
+    )
+    assert critical_difference.draw(alone, {}) is None
+
+
+def test_a_board_of_many_models_shows_the_best():
+    ranks = {f"model_{i:03d}": float(i + 1) for i in range(300)}
+    some = critical_difference.bars(MeanRanks("lie_ratio", "digits", ("hue", "scale"), ranks, 0.001, 5.5))
+    assert some[0] == [f"model_{i:03d}" for i in range(6)]
+    assert max(model for run in some for model in run) == "model_023"
