@@ -72,6 +72,7 @@ def test_page_of_a_whole_board(tmp_path):
         "tradeoff",
         "heatmap",
         "emergence",
+        "critical_difference",
         "layers",
         "emergence_by_layer",
         "spectrum",
