@@ -36,6 +36,7 @@ FIGURES = [
     "tradeoff",
     "heatmap",
     "emergence",
+    "critical_difference",
     "layers",
     "emergence_by_layer",
     "lie",

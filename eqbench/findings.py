@@ -16,7 +16,7 @@ import pandas as pd
 
 from eqbench.columns import number
 from eqbench.inference import Estimate, contrast, holm
-from eqbench.leaderboard import Board
+from eqbench.leaderboard import KEYS, RANKINGS, Board
 from eqbench.meanranks import mean_ranks
 from eqbench.metrics import METRICS
 from eqbench.profiles import INDEX, maps
@@ -73,7 +73,7 @@ def compared(board: Board) -> str:
 def _emergence(board: Board) -> Finding | None:
     """Trained against untrained, in every row that has both."""
     question = "Did training make these networks more equivariant?"
-    rows = [row for row in board.table.to_dict("records") if pd.notna(row.get(f"{row['ranked_by']}_emergence_holm"))]
+    rows = [row for row in _rows(board) if pd.notna(row.get(f"{row['ranked_by']}_emergence_holm"))]
     if not rows:
         return None
     gain = [_signed(row, f"{row['ranked_by']}_emergence") for row in rows]
@@ -103,7 +103,7 @@ def _best(board: Board) -> Finding | None:
     """The network whose rank 1 is its own under most groups."""
     question = "Which network is the most equivariant?"
     table = board.table
-    measured = [row for row in table.to_dict("records") if pd.notna(row.get(row["ranked_by"]))]
+    measured = [row for row in _rows(board) if pd.notna(row.get(row["ranked_by"]))]
     if not measured:
         return None
     ranked = [row for row in measured if pd.notna(row["rank"])]
@@ -142,7 +142,7 @@ def _best(board: Board) -> Finding | None:
 def _landscape(board: Board) -> Finding | None:
     """Whether the loss rises or falls on the way from the symmetrised weights to those that training found."""
     question = "Is symmetry of the weights stable in the loss landscape?"
-    rows = [row for row in board.table.to_dict("records") if pd.notna(row[ACROSS])]
+    rows = [row for row in _rows(board) if pd.notna(row[ACROSS])]
     found = [(row, contrast((1.0, own))) for row in rows if (own := board.seeds.sample(_key(row), ACROSS))]
     if not found:
         return None
@@ -186,6 +186,13 @@ def _told(counts: dict[str, int], among: int) -> str:
         return f"all {said}" if among > 1 else f"it {said}"
     open_ = {"cannot be told from chance": among - sum(counts.values())}
     return _listed([f"{count} {said}" for said, count in (counts | open_).items() if count])
+
+
+def _rows(board: Board) -> list[Row]:
+    """The rows of the wide table, with the columns that answers are made of: the others are many."""
+    ends = ("", "_lo", "_hi", "_init", "_emergence", "_emergence_holm")
+    asked = [f"{metric.name}{end}" for metric in RANKINGS for end in ends]
+    return board.table[[*KEYS, *asked, ACROSS]].to_dict("records")
 
 
 def _signed(row: Row, key: str) -> float:

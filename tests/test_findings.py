@@ -4,12 +4,14 @@ import re
 
 import pytest
 from board import DIGITS, fill, suite
+from markupsafe import escape
 
 from eqbench import findings as module
 from eqbench.columns import number
 from eqbench.findings import compared, findings
 from eqbench.leaderboard import load
 from eqbench.metrics import METRICS
+from eqbench.report import report
 from eqbench.results import Measure
 
 RANKED = "lattice_error_aligned"
@@ -182,3 +184,18 @@ def test_lists_are_cut():
     assert module._listed(["a"]) == "a"
     assert module._listed("abc") == "a, b and c"
     assert module._listed("abcdefgh") == "a, b, c, d, e, f and 2 more"
+
+
+def test_the_page_begins_with_them(tmp_path):
+    """An answer of the data is escaped, an open question says that there is no evidence."""
+    board = build(tmp_path, lambda cell, result: result if cell.model == "vit_digits" else None)
+    html = report(board, tmp_path).read_text()
+    section = html.split('<section id="findings"')[1].split("</section>")[0]
+    assert html.index('id="findings"') < html.index('id="table"')
+    assert str(escape(compared(board))) in section
+    for finding in findings(board):
+        assert f"<h3>{finding.question}</h3>" in section
+        assert ("<b>No evidence.</b> " * (not finding.supported)) + str(escape(finding.answer)) in section
+        assert f'href="#g-{finding.metric}"' in section
+        assert f'id="g-{finding.metric}"' in html
+    assert section.count("No evidence.") == sum(not finding.supported for finding in findings(board)) >= 1

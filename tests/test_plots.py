@@ -241,12 +241,14 @@ def test_nothing_is_drawn_outside_the_panels(tmp_path):
         return result
 
     board = load(fill(tmp_path, change=change), tmp_path)
+    high = board.table["lattice_error_aligned_init_hi"].max()
+    assert high > 3
     for axes in tradeoff.draw(board, {}).axes:
         assert axes.get_xlim()[0] == 0
-        assert axes.get_xlim()[1] >= 4.0
+        assert axes.get_xlim()[1] >= high
     for axes in emergence.draw(board, {}).axes:
         assert axes.get_ylim()[0] == 0
-        assert axes.get_ylim()[1] >= 4.0
+        assert axes.get_ylim()[1] >= high
 
 
 def test_large_boards_show_the_models_that_changed_most(demo):
@@ -312,3 +314,19 @@ def test_the_coverage_matrix_counts_every_cell(demo, monkeypatch):
     by_family = coverage.matrix(board)
     assert {row for row, _ in by_family} == {str(facts["family"]) for facts in board.facts.values()}
     assert sum(counts.total() for counts in by_family.values()) == len(board.plan.cells)
+
+
+def test_a_large_board_has_pale_dots_for_the_untrained(demo, monkeypatch):
+    board, *_ = demo
+    monkeypatch.setattr(tradeoff, "MARKS", 1)
+    said = {}
+    figure = tradeoff.draw(board, said)
+    assert all(gid.startswith("front-") for gid in said), "only fronts are named"
+    axes = figure.axes[0]
+    dots = [line for line in axes.lines if line.get_alpha() == 0.3]
+    assert len(dots) == board.table.query("group == 'hflip'")["model"].nunique()
+    x, _ = dots[0].get_data()
+    assert (
+        x[0] == x[1] == board.table.query("group == 'hflip'").sort_values("model")["lattice_error_aligned_init"].iloc[0]
+    )
+    assert not dots[0].get_path().should_simplify

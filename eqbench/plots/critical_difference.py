@@ -15,8 +15,8 @@ from eqbench.plots.drawing import WIDTH, Colours, Titles, colours_of
 CAPTION = (
     "Mean ranks of the trained networks over groups (1 is best), of those that are ranked under all of them. A thick bar joins "
     "networks whose mean ranks differ by less than the critical difference CD (Friedman's test, then Nemenyi's, at 5 %; "
-    "Demšar 2006); where Friedman's test finds no difference at all, it joins all of them. Groups that share elements, "
-    "such as hflip and d4, are no independent blocks: read the bars as the least that is undecided."
+    "Demšar 2006); where Friedman's test finds no difference at all, it joins all of them; groups that share elements, "
+    "such as hflip and d4, are no independent blocks, so that the bars are the least that is undecided."
 )
 MODELS = 24  # a board of more shows the best, with the ranks that they have among all
 LINE = 0.2  # inches a network or a bar takes

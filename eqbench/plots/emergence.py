@@ -8,8 +8,8 @@ from eqbench.leaderboard import Board
 from eqbench.plots.drawing import MARKS, Titles, by_label, colours_of, legend, panels, rankings
 
 CAPTION = (
-    "What training changed: the metric that ranks, untrained and trained, a panel a group. Bars: 95 % intervals, "
-    "enveloped over seeds (up to 1,500 points); grey: the null (shuffled image pairs, or a direction without symmetry) before and after training."
+    "What training changed: the metric that ranks, untrained and trained, a panel a group. Bars: 95 % intervals "
+    "(up to 1,500 points); grey: the null (shuffled image pairs, or a direction without symmetry) before and after training."
 )
 
 

@@ -9,7 +9,7 @@ from eqbench.plots.drawing import Titles, colours_of, panels
 
 CAPTION = (
     "Lie ratio of every model, a panel a continuous group: how far the logits move along the group, relative to a direction of the "
-    "same spectrum without symmetry (line at 1). Filled: trained; hollow: untrained; bars: 95 % intervals, enveloped over seeds; "
+    "same spectrum without symmetry (line at 1). Filled: trained; hollow: untrained; bars: 95 % intervals; "
     "at most 24 models, the best."
 )
 NAME = "lie_ratio"

@@ -46,7 +46,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
             if i == 0:
                 axes.set_title(title, fontsize=8)
             axes.locator_params(nbins=3)
-            axes.tick_params(labelsize=6)
+            axes.tick_params(labelsize=7)
             if not draw_one(axes, result, f"{title}-{i}", f"{model} on {data}", titles):
                 axes.set_axis_off()
     handles = [Line2D([], [], color=colour, linestyle=style, label=f"channels {order}")

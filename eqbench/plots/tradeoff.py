@@ -12,11 +12,12 @@ from eqbench.metrics import Metric
 from eqbench.plots.drawing import MARKS, Titles, by_label, colours_of, legend, mark, panels, rankings
 
 CAPTION = (
-    "Accuracy against equivariance, a panel a group. Filled: trained; hollow: untrained; crosses: 95 % intervals (up to "
-    "1,500 points); ringed and joined: the Pareto front of each data set's trained networks, those that no other is at least as "
+    "Accuracy against equivariance, a panel a group. Filled: trained; hollow: untrained; crosses: 95 % intervals (none on a board "
+    "of more than 1,500 points, where untrained networks are pale dots); ringed and joined: the Pareto front of each data set's trained networks, those that no other is at least as "
     "good as in both and better in one; models without an accuracy, for want of labels or of a cell, stand in the grey strip."
 )
 FRONT = "#222222"
+NAMED = 12  # networks of a front that its title names
 STRIP = -0.14  # where points without an accuracy stand
 ACCURACY = [f"accuracy{state}{end}" for state in ("", "_init") for end in ("", "_lo", "_hi")]
 
@@ -39,6 +40,9 @@ def draw(board: Board, titles: Titles) -> Figure | None:
             for k, (colour, marker, own) in enumerate(by_label(rows, colours)):
                 for suffix, face, state in (("_init", "white", "untrained"), ("", colour, "trained")):
                     x, y = own[metric.name + suffix], own["accuracy" + suffix]
+                    if not few and state == "untrained":
+                        _dots(axes, x, y.fillna(STRIP), colour)
+                        continue
                     gid = f"points-{group}-{k}{suffix}"
                     axes.scatter(x, y.fillna(STRIP), 26, marker=marker, facecolor=face, edgecolor=colour, gid=gid,
                                  zorder=3)  # fmt: skip
@@ -65,6 +69,13 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     return figure
 
 
+def _dots(axes: Axes, x: pd.Series, y: pd.Series, colour: str) -> None:
+    """All points, pale, as one path of round line ends: a third of the bytes of as many marks."""
+    xs, ys = ([place for end in axis for place in (end, end, math.nan)] for axis in (x, y))
+    (line,) = axes.plot(xs, ys, color=colour, alpha=0.3, linewidth=3.5, solid_capstyle="round", zorder=2)
+    line.get_path().should_simplify = False  # lines without length would be left out
+
+
 def _crosses(axes: Axes, rows: pd.DataFrame, name: str, suffix: str, colour: str) -> None:
     """The intervals of all rows as one line broken by gaps: one path, however many models."""
     xs: list[float] = []
@@ -87,7 +98,8 @@ def _front(axes: Axes, rows: pd.DataFrame, metric: Metric, group: str, titles: T
         axes.plot(best[metric.name], best["accuracy"], color=FRONT, linewidth=0.9, linestyle="--", gid=gid,
                   drawstyle="steps-post", zorder=1)  # fmt: skip
         axes.scatter(best[metric.name], best["accuracy"], 80, facecolor="none", edgecolor=FRONT, linewidth=0.9)
-        titles[gid] = [f"Pareto front on {data}, {group}: {', '.join(best['model'])}"]
+        more = f" and {len(best) - NAMED} more" * (len(best) > NAMED)
+        titles[gid] = [f"Pareto front on {data}, {group}: {', '.join(best['model'][:NAMED])}{more}"]
 
 
 def pareto(rows: pd.DataFrame, name: str, higher_is_better: bool) -> pd.DataFrame:
