@@ -90,8 +90,8 @@ def test_no_change_is_no_evidence(tmp_path):
 
 
 def test_training_that_costs_equivariance_is_said_too(tmp_path):
-    """One network gains, one loses, two stay."""
-    after = dict(zip(DIGITS, (0.2, 1.8, 0.8, 0.8), strict=True))
+    """One network gains, one loses, two stay within their intervals."""
+    after = dict(zip(DIGITS, (0.2, 1.8, 0.79, 0.81), strict=True))
     board = build(tmp_path, pinned(lambda model, state: after[model] if state == "final" else 0.8))
     finding = findings(board)[0]
     assert finding.supported

@@ -9,11 +9,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from board import fail, fill, suite
+from docutils.core import publish_parts
+from markupsafe import Markup
 from PIL import Image
 
 from eqbench.leaderboard import Board, load
 from eqbench.metrics import METRICS
-from eqbench.plots import FIGURES, circuits, coverage, emergence, families, forest, layers, plot, sweep, tradeoff
+from eqbench.plots import (
+    FIGURES,
+    circuits,
+    coverage,
+    emergence,
+    families,
+    forest,
+    layers,
+    plot,
+    restructured,
+    sweep,
+    tradeoff,
+)
 from eqbench.plots.drawing import PALETTE, colours_of
 from eqbench.profiles import INDEX, leading
 from eqbench.results import Measure
@@ -89,6 +103,12 @@ def test_figure_is_named_described_and_its_text_is_text(demo, name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_captions_are_two_sentences(name):
     assert len(re.findall(r"[.](?:\s|$)", FIGURES[name])) == 2, FIGURES[name]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_captions_read_the_same_as_restructured_text(name):
+    body = publish_parts(restructured(FIGURES[name]), writer="html", settings_overrides={"report_level": 1})["body"]
+    assert " ".join(Markup(body).striptags().split()) == " ".join(FIGURES[name].split())
 
 
 def test_every_point_says_what_it_is(demo):

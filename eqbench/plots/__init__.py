@@ -76,9 +76,18 @@ def plot(board: Board, out_dir: Path) -> list[Path]:
             text, printed = svg(figure, name, title, drawing.CAPTION, titles), _pdf(figure, title, drawing.CAPTION)
         write_text(folder / f"{name}.svg", text)
         write_bytes(folder / f"{name}.pdf", printed)
-        write_text(folder / f"{name}.rst", re.sub(r"([\\`*_|])", r"\\\1", drawing.CAPTION) + "\n")
+        write_text(folder / f"{name}.rst", restructured(drawing.CAPTION) + "\n")
         paths += [folder / f"{name}.{kind}" for kind in ("svg", "pdf", "rst")]
     return paths
+
+
+def restructured(text: str) -> str:
+    r"""Plain text as reStructuredText that reads the same.
+
+    >>> print(restructured("E_G* of |g|"))
+    E\_G\* of \|g\|
+    """
+    return re.sub(r"([\\`*_|])", r"\\\1", text)
 
 
 def _pdf(figure: Figure, title: str, caption: str) -> bytes:
