@@ -20,15 +20,17 @@ const boards = all(document, ".board").map((table) => {
   return { table, rows, heads, order: [], limit: WINDOW, more: table.closest(".block").querySelector(".more") };
 });
 
-// Three digits, as the page's rows have them.
-const digits = [0, 1, 2, 3].map((n) => new Intl.NumberFormat("en",
-  { minimumFractionDigits: n, maximumFractionDigits: n, roundingMode: "halfEven" }));
+// Three digits, as the page's rows have them: ties go to the even digit there, which toFixed does not do.
+function fixed(size, digits) {
+  const scaled = size * 10 ** digits, tie = scaled % 1 === 0.5 && Number.isInteger(size * 2 ** (digits + 1));
+  return (tie ? 2 * Math.round(scaled / 2) / 10 ** digits : size).toFixed(digits);
+}
 function number(value) {
   if (value === null || value === undefined) return "—";
-  const size = Math.abs(value);
-  if (size === 0 || (size >= 1 && size < 1000 && Number.isInteger(value))) return digits[0].format(value || 0).replace("-", "−");
-  const text = size < 5e-4 ? value.toExponential(0) : digits[size < 1 ? 3 : size < 10 ? 2 : size < 100 ? 1 : 0].format(value);
-  return text.replaceAll("-", "−");
+  const size = Math.abs(value), whole = size >= 1 && size < 1000 && Number.isInteger(value);
+  const text = size === 0 || whole ? size.toFixed(0) : size < 5e-4 ? size.toExponential(0).replace("-", "−")
+    : size < 100 ? fixed(size, size < 1 ? 3 : size < 10 ? 2 : 1) : fixed(size, 0).replace(/\B(?=(\d{3})+$)/g, ",");
+  return (value < 0 ? "−" : "") + text;
 }
 
 const values = (name) => data[name] ?? [];
@@ -144,7 +146,8 @@ function view() {
   put("q", $("search").value);
   Object.entries(picked).forEach(([key, wanted]) => wanted.forEach((value) => put(key, value)));
   put("state", state === "final" ? "" : state);
-  toggles().filter((box) => box.checked !== box.defaultChecked).forEach((box) => put(box.checked ? "show" : "hide", box.value));
+  toggles().filter((box) => box.checked && !box.defaultChecked).forEach((box) => put("show", box.value));
+  toggles().filter((box) => !box.checked && box.defaultChecked).forEach((box) => put("hide", box.value));
   boards.forEach(({ order }, i) => put(`sort${i + 1}`, order.map(({ head, up }) => (up ? "" : "-") + head.key).join(",")));
   put("compare", compared());
   return found.toString();
@@ -164,7 +167,8 @@ function follow() {
   all($("filters"), ".facet").forEach((facet) => all(facet, "input").forEach((box) => {
     box.checked = asked.getAll(facet.dataset.facet).includes(box.value);
   }));
-  all($("filters"), "#states input").forEach((box) => (box.checked = box.value === (asked.get("state") ?? "final")));
+  const wanted = asked.get("state") in ENDS ? asked.get("state") : "final";
+  all($("states"), "input").forEach((box) => (box.checked = box.value === wanted));
   toggles().forEach((box) => {
     const other = asked.getAll(box.defaultChecked ? "hide" : "show").includes(box.value);
     box.checked = other !== box.defaultChecked;

@@ -1,80 +1,24 @@
-"""The page in a real browser without a network: sorting, filtering, columns, the CSV, narrow and dark screens."""
+"""The page in a real browser without a network: sorting, filtering, columns, narrow, printed and dark screens."""
 
 import re
-import shutil
 
 import pytest
-from board import fail, fill, suite
 
-from eqbench.leaderboard import load, write
-from eqbench.plots import FIGURES, plot
-from eqbench.report import report
+from eqbench.plots import FIGURES
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine: the page is not tested in a browser"
-)
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-]
 ERROR = 5  # place of the column E_G* among the cells of a row, from 1
 
 
-def spoil(cell, result):
-    if (cell.model, cell.group) == ("vit_digits", "d4"):
-        return fail(result, "out of memory at batch 1")
-    return None if (cell.model, cell.seed, cell.group) == ("resnet_digits", "s0", "c4") else result
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    board = load(fill(folder / "cells", suite(deep=True), change=spoil), folder / "cells")
-    write(board, folder)
-    plot(board, folder)
-    report(board, folder)
-    return folder, board
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium, site):
-    """Open the page with these context options; any request but for the page itself, or any complaint, fails the test."""
-    opened, complaints = [], []
-    url = (site[0] / "index.html").as_uri()
-
-    def go(**options):
-        context = chromium.new_context(offline=True, **{"viewport": {"width": 1440, "height": 900}} | options)
-        page = context.new_page()
-        page.on("request", lambda request: request.url.split("#")[0] == url or complaints.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(url)
-        opened.append(context)
-        return page
-
-    yield go
-    for context in opened:
-        context.close()
-    assert [c for c in complaints if not c.startswith("blob:")] == []
+def pick(page, facet, value):
+    """Check a filter's box, in the menu that holds it."""
+    menu = page.locator(f"[data-facet={facet}]")
+    menu.evaluate("(e) => (e.open = true)")
+    menu.locator(f"input[value='{value}']").check()
 
 
 def column(page, at):
     """The first words of a column's cells, in the order of the rows shown."""
-    script = "(cells) => cells.filter((c) => !c.parentNode.hidden).map((c) => c.firstChild.textContent)"
+    script = "(cells) => cells.map((c) => c.firstChild.textContent.split('\\n')[0])"
     return page.eval_on_selector_all(f"#board-1 tbody tr > :nth-child({at})", script)
 
 
@@ -123,20 +67,20 @@ def test_the_keyboard_sorts(visit):
 
 def test_search_and_facets_filter_and_say_how_many(visit, site):
     page, total = visit(), len(site[1].table)
-    status = page.get_by_role("status")
+    status = page.locator("#status")
     assert status.inner_text() == f"showing {total} of {total} rows"
-    page.get_by_label("Find").fill("ResNet c4")
+    page.get_by_label("Find", exact=True).fill("ResNet c4")
     assert status.inner_text() == f"showing 1 of {total} rows"
     assert (column(page, 1), column(page, 4)) == (["resnet_digits"], ["—"])
-    page.get_by_label("Find").fill("out of memory")
+    page.get_by_label("Find", exact=True).fill("out of memory")
     assert (status.inner_text(), column(page, 3)) == (f"showing 1 of {total} rows", ["d4"])
-    page.get_by_label("Find").fill("")
-    page.locator("[data-facet=family] label", has_text="ConvNeXt").locator("input").check()
-    page.locator("[data-facet=group] label", has_text="hflip").locator("input").check()
+    page.get_by_label("Find", exact=True).fill("")
+    pick(page, "family", "ConvNeXt")
+    pick(page, "group", "hflip")
     assert status.inner_text() == f"showing 2 of {total} rows"
-    page.locator("[data-facet=group] label", has_text="vflip").locator("input").check()
+    pick(page, "group", "vflip")
     assert status.inner_text() == f"showing 4 of {total} rows"
-    page.locator("[data-facet=status] label", has_text="failed").locator("input").check()
+    pick(page, "status", "failed")
     assert status.inner_text() == f"showing 0 of {total} rows"
 
 
@@ -145,10 +89,10 @@ def test_columns_can_be_shown_and_hidden_even_without_javascript(visit, javascri
     page = visit(java_script_enabled=javascript)
     hidden = page.locator("#board-1 thead th", has_text="Top-1 consistency")
     assert not hidden.is_visible()
-    page.locator("summary", has_text="Columns").click()
-    page.locator("details label", has_text="Top-1 consistency").locator("input").check()
+    page.locator("summary", has_text="single columns").click()
+    page.locator("#columns label", has_text="Top-1 consistency").locator("input").check()
     assert hidden.is_visible()
-    page.locator("details label", has_text="Cohen's kappa").locator("input").uncheck()
+    page.locator("#columns label", has_text="Cohen's kappa").locator("input").uncheck()
     assert not page.locator("#board-1 thead th", has_text="Cohen's kappa").is_visible()
     assert page.locator("#board-1 tbody tr").count() == 20, "no row is lost"
 
@@ -157,10 +101,10 @@ def test_columns_without_a_number_among_the_rows_shown_are_hidden(visit):
     page = visit()
     share = page.locator("#board-1 thead th", has_text="Jensen–Shannon share")
     assert share.is_visible(), "the model on photos has one"
-    page.locator("[data-facet=data] label", has_text="digits").locator("input").check()
+    pick(page, "data", "digits")
     assert not share.is_visible()
     assert page.locator("#board-1 thead th", has_text="Symmetry loss share").is_visible()
-    page.locator("[data-facet=data] label", has_text="photos").locator("input").check()
+    pick(page, "data", "photos")
     assert share.is_visible()
 
 
@@ -172,27 +116,27 @@ def test_each_kind_of_group_has_a_table_and_a_filter_hides_the_empty_one(visit, 
     assert page.locator("#board-2 thead th", has_text="Lattice error").count() == 0
     continuous.locator("thead th", has_text="Rank").locator("button").click()
     assert finite.locator("[aria-sort]").count() == 0, "tables are sorted apart"
-    page.locator("[data-facet=group] label", has_text="rotation").locator("input").check()
+    pick(page, "group", "rotation")
     assert not finite.is_visible()
     assert set(page.locator("#board-2 tbody tr:visible td:nth-child(3)").all_inner_texts()) == {"rotation"}
     total = len(site[1].table)
-    assert page.get_by_role("status").inner_text() == f"showing 5 of {total} rows"
+    assert page.locator("#status").inner_text().startswith(f"showing 5 of {total} rows")
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-def test_all_columns_of_a_probe_can_be_shown_at_once(visit, javascript):
+def test_all_columns_of_a_theme_can_be_shown_at_once(visit, javascript):
     page = visit(java_script_enabled=javascript)
     hidden = [
         page.locator("#board-1 thead th", has_text=title) for title in ("Top-1 consistency", "Aligned input size")
     ]
     assert not any(head.is_visible() for head in hidden)
-    page.locator("summary", has_text="Columns").click()
-    page.locator("#all-orbit").check()
+    page.locator("summary", has_text="single columns").click()
+    page.locator("#all-equivariance").check()
     assert all(head.is_visible() for head in hidden)
     assert not page.locator("#board-1 thead th", has_text="Smallest eigenvalue").is_visible(), (
-        "not those of another probe"
+        "not those of another theme"
     )
-    page.locator("#all-orbit").uncheck()
+    page.locator("#all-equivariance").uncheck()
     assert not any(head.is_visible() for head in hidden)
 
 
@@ -220,20 +164,11 @@ def test_print_fits_the_sheet(visit):
 
 def test_pointing_at_a_cell_spells_it_out(visit, site):
     page = visit()
-    page.locator(f"#board-1 tbody tr:first-child td:nth-child({ERROR}) small").hover()
+    page.locator(f"#board-1 tbody tr:first-child td:nth-child({ERROR})").hover()
     title = page.locator(f"#board-1 tbody tr:first-child td:nth-child({ERROR})").get_attribute("title")
-    assert re.fullmatch(r"0\.\d+, 95 % interval \[.*\]\nfloor .*\nnull 1\.41\nuntrained 1\..*", title)
-    assert page.locator("svg#tradeoff g title").first.text_content().startswith("convnext_digits on digits")
-
-
-def test_the_csv_link_gives_the_leaderboard(visit, site, tmp_path):
-    page = visit()
-    for attempt in ("first", "again"):
-        with page.expect_download() as download:
-            page.get_by_text("Download this table").click()
-        assert download.value.suggested_filename == "leaderboard.csv"
-        download.value.save_as(tmp_path / attempt)
-        assert (tmp_path / attempt).read_bytes() == (site[0] / "leaderboard.csv").read_bytes()
+    assert re.fullmatch(r"0\.\d{4,}, 95 % interval \[0\.\d{4,}, .*\]\nfloor .*\nnull 1\.41\nuntrained 1\..*", title)
+    titles = page.locator("svg#tradeoff g title").all_text_contents()
+    assert any(text.startswith("convnext_digits on digits") for text in titles)
 
 
 @pytest.mark.parametrize("width", [390, 768, 1440])
