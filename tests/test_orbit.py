@@ -1,6 +1,7 @@
 """The orbit probe against its definitions, written out naively; exact cases; statistics of its intervals."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import eqbench
 from eqbench import results
 from eqbench.errors import UserError
 from eqbench.groups import get
+from eqbench.metrics import METRICS
 from eqbench.metrics.ladder import LADDER
 from eqbench.probes import RUN, base, orbit
 from eqbench.probes.notebook import tensor_subject
 from eqbench.results import Status
 from eqbench.schema import PROBES, Orbit
-from eqbench.stats import bootstrap, resamples
+from eqbench.stats import STORED, bootstrap, resamples, unpack
 
 N, C = 24, 5
 
@@ -365,6 +367,28 @@ def test_resamples_are_the_same_for_everyone():
     resamples.cache_clear()
     assert (resamples(20, 300) == first).all()
     assert (first.sum(1) == 20).all()
+
+
+@pytest.mark.parametrize(("probe", "group"), [("orbit", "hflip"), ("sweep", "rotation"), ("lie", "rotation")])
+def test_cells_keep_replicates_of_the_metric_that_ranks(case, probe, group, tmp_path):
+    net, x, y = case
+    found = eqbench.probe(probe, net, x, y, group)
+    kept = [name for name, measure in found.metrics.items() if measure.replicates]
+    assert kept == [name for name in found.metrics if METRICS[name].rank] != []
+    measure = found.metrics[kept[0]]
+    drawn = unpack(measure.replicates)
+    assert (len(drawn), measure.units) == (STORED, len(x))
+    assert 2 * 1.96 * drawn.std() == pytest.approx(measure.hi - measure.lo, rel=0.25), "of the same statistic"
+    assert np.mean((measure.lo < drawn) & (drawn < measure.hi)) == pytest.approx(0.95, abs=0.04)
+    path = tmp_path / "cell.json"
+    results.write(found, path)
+    assert results.read(path).metrics == found.metrics
+    bare = replace(found, metrics={name: replace(m, units=None, replicates=None) for name, m in found.metrics.items()})
+    whole = path.stat().st_size
+    results.write(bare, path)
+    assert 0 < whole - path.stat().st_size < 4096
+    assert "replicates" not in path.read_text()
+    assert results.read(path).metrics == bare.metrics, "as older versions wrote them"
 
 
 def test_large_sets_are_drawn_in_blocks(monkeypatch):
