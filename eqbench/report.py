@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ FILES = ("index.html",)
 # Of the page's style and script, in templates/.
 SOURCES = {"css": ("report", "findings", "models"), "js": ("report", "compare")}
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
+PAGE = 4_900_000  # bytes of a page: where it would have more, its largest figures are linked
+
+Figures = dict[str, Markup | str | None]  # name -> its drawing, its place beside the page, or None if it is not drawn
 
 
 def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path:
@@ -47,32 +51,47 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
     found = tables(board)
     rows = [row for table in found for row in table.rows]
     drawn = {name: _figure(out_dir / "figures" / f"{name}.svg") for name in FIGURES}
-    page = templates.get_template("report.html.j2").render(
-        board=board,
-        compared=compared(board),
-        findings=findings(board),
-        css=Markup(source["css"]),
-        js=Markup(source["js"]),
-        script=script,
-        tables=found,
-        rows=len(rows),
-        choices=by_theme(found),
-        facets={key: _facet(rows, key) for key in ("group", "family", "data", "status")},
-        models=sorted(board.facts.items()),
-        figures=[(name, FIGURES[name], figure) for name, figure in drawn.items() if EMPTY not in (figure or "")],
-        empty=[name for name, figure in drawn.items() if EMPTY in (figure or "")],
-        trouble=[(cell, board.status(cell), board.reason(cell)) for cell in _trouble(board)],
-        missing=_missing(board),
-        glossary=_glossary(),
-        senses=SENSES,
-        arrows=ARROWS,
-        sections=sections(board, weights_dir),
-        versions=_versions(board),
-        data=_packed(embedded(board, found)),
+    told = {
+        "board": board,
+        "compared": compared(board),
+        "findings": findings(board),
+        "css": Markup(source["css"]),
+        "js": Markup(source["js"]),
+        "script": script,
+        "tables": found,
+        "rows": len(rows),
+        "choices": by_theme(found),
+        "facets": {key: _facet(rows, key) for key in ("group", "family", "data", "status")},
+        "models": sorted(board.facts.items()),
+        "empty": [name for name, figure in drawn.items() if EMPTY in (figure or "")],
+        "trouble": [(cell, board.status(cell), board.reason(cell)) for cell in _trouble(board)],
+        "missing": _missing(board),
+        "glossary": _glossary(),
+        "senses": SENSES,
+        "arrows": ARROWS,
+        "sections": sections(board, weights_dir),
+        "versions": _versions(board),
+        "data": _packed(embedded(board, found)),
+    }
+    inside = {name: figure for name, figure in drawn.items() if EMPTY not in (figure or "")}
+    template = templates.get_template("report.html.j2")
+    page = _fitted(
+        inside, lambda own: template.render(told, figures=[(k, FIGURES[k], figure) for k, figure in own.items()])
     )
     path = out_dir / "index.html"
     write_text(path, page)
     return path
+
+
+def _fitted(figures: Figures, render: Callable[[Figures], str]) -> str:
+    """The page with all its figures; if it is too large, with links to the largest of them."""
+    page = render(figures)
+    over = len(page.encode()) - PAGE
+    for name in sorted(figures, key=lambda name: -len(figures[name] or "")):
+        if over > 0 and isinstance(figures[name], Markup):
+            over -= len(str(figures[name]).encode())
+            figures = figures | {name: f"figures/{name}.svg"}
+    return render(figures) if len(page.encode()) > PAGE else page
 
 
 def _packed(data: dict[str, list[Any]]) -> str:

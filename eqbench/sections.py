@@ -15,7 +15,7 @@ from eqbench.panels import Panel
 from eqbench.reproduce import Recipe
 from eqbench.results import Result, Status
 
-ROOM = 1_400_000  # characters of a page for small figures and cells' commands: what does not fit is left to the files
+ROOM = 700_000  # characters of a page for small figures and cells' commands: what does not fit is left to the files
 HANDFUL = 5  # models, up to which their sections stand open
 COMMAND = 170  # characters of a cell's row, about
 LAYERS, CELLS = "layers", "every cell's command"  # kinds that are no panels

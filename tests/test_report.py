@@ -279,6 +279,20 @@ def test_a_large_figure_is_linked(tmp_path):
     assert len(html) < 500_000
 
 
+def test_figures_that_a_page_has_no_room_for_are_linked_the_largest_first(deep, monkeypatch, tmp_path):
+    board, _ = deep
+    (tmp_path / "figures").mkdir()
+    for name, size in (("heatmap", 300_000), ("tradeoff", 200_000), ("emergence", 1_000)):
+        (tmp_path / f"figures/{name}.svg").write_text("<svg>" + " " * size + "</svg>")
+    for room, linked in ((400_000, {"heatmap"}), (100_000, {"heatmap", "tradeoff"})):
+        monkeypatch.setattr("eqbench.report.PAGE", 10**9)
+        whole = len(report(board, tmp_path).read_bytes())
+        monkeypatch.setattr("eqbench.report.PAGE", whole - 501_000 + room)
+        page = report(board, tmp_path).read_text()
+        assert set(re.findall(r'<a href="figures/(\w+)\.svg">', page)) == linked
+        assert len(page.encode()) < whole
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0"), (1.0, "1"), (0.0004, "4e−4"), (0.0005, "0.001"), (-0.25, "−0.250"), (9.999, "10.00"), (33.0, "33"),
