@@ -54,14 +54,14 @@ def sizes(found: Curves) -> tuple[str | None, int, int]:
 
 
 def profiles(board: Board, found: Curves, groups: Collection[str]) -> dict[tuple[str, str], list[Profile]]:
-    """(model, data) -> its layers under these groups, with tables where the board's numbers are few enough for a page."""
+    """(model, data) -> its layers under these groups; with tables where these are all and the numbers few enough."""
     frame = board.layers
     numbers = int(frame["metric"].notna().sum())
     frame = frame[frame["group"].isin(groups)]
     if numbers > BOUNDED:
         frame = frame.assign(lo=math.nan, hi=math.nan)
     tables: dict[Place, list[LayerTable]] = {}
-    if numbers <= NUMBERS:
+    if numbers <= NUMBERS and all(group in groups for _, _, group in found):
         for key, own in frame.groupby(["model", "data", "group"], sort=False):
             model, data, group = map(str, key)
             tables[model, data, group] = [_table(str(probe), part) for probe, part in own.groupby("probe", sort=False)]
