@@ -189,6 +189,27 @@ def test_an_address_of_nothing_leaves_a_page_that_works(visit, view):
     assert page.locator("#status").inner_text() == visit().locator("#status").inner_text()
 
 
+@pytest.mark.parametrize("width", [390, 1440])
+def test_a_menu_opens_and_closes_by_keyboard_within_the_page(visit, width):
+    page = visit(viewport={"width": width, "height": 844})
+    summary = page.locator("[data-facet=status] summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert page.locator("#status").inner_text().startswith("showing 37 of 39 rows")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.keyboard.press("Escape")
+    assert not page.locator("[data-facet=status] fieldset").is_visible()
+    assert summary.evaluate("(e) => e === document.activeElement")
+    assert summary.inner_text().endswith("complete"), "what is chosen stays in sight"
+    page.locator("[data-facet=group] summary").click()
+    page.locator("[data-facet=data] summary").click()
+    assert page.locator("details.facet[open]").count() == 1
+    page.locator("h1").click()
+    assert page.locator("details.facet[open]").count() == 0
+
+
 def download(page):
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download this view").click()
