@@ -72,7 +72,12 @@ def plot(board: Board, out_dir: Path) -> list[Path]:
         titles: Titles = {}
         title = drawing.CAPTION.split(".")[0]
         with matplotlib.rc_context(STYLE):
-            figure = drawing.draw(board, titles) or words(f"{EMPTY} “{name}”.")
+            figure = drawing.draw(board, titles)
+            if figure is None:
+                figure = words(f"{EMPTY} “{name}”.")
+                matplotlib.rcParams["pdf.fonttype"] = (
+                    3  # a TrueType subset takes half a second, and no journal wants this one
+                )
             text, printed = svg(figure, name, title, drawing.CAPTION, titles), _pdf(figure, title, drawing.CAPTION)
         write_text(folder / f"{name}.svg", text)
         write_bytes(folder / f"{name}.pdf", printed)
