@@ -4,7 +4,7 @@
 
 - `suite, model, family, architecture, data, group`;
 - `status` (complete, or the worst of its cells: failed, stale, skipped, not run), `done` and `planned` cells;
-- `rank, rank_worst, ranked, ranked_by, unranked`: see `ranks`; `ranked` models were compared by the metric `ranked_by`;
+- `rank, rank_worst, ranked, ranked_by, unranked`: see `meanranks.ranks`; `ranked` models were compared by the metric `ranked_by`;
   `unranked` says why this one was not;
 - `detectable`: the true difference of two of its `ranked` models that a comparison would find in 4 of 5 cases
   (`inference.detectable`), in units of `ranked_by`;
@@ -24,7 +24,7 @@ is over images alone.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from eqbench import coverage, ensembles, profiles
 from eqbench.cells import STATUSES, Cells, read_cells
 from eqbench.config import Cell, Plan
 from eqbench.inference import detectable, holm
+from eqbench.meanranks import ranks
 from eqbench.metrics import METRICS, Metric
 from eqbench.pooling import Row, Seeds, emergence, emergence_index
 from eqbench.profiles import INDEX, PERMUTED
@@ -60,22 +61,6 @@ FACTS = ["parameters", "image_size", "source", "licence", "augment", "weights", 
 FACTS += ["dtype", "eqbench", "git", "dirty", "python", "torch", "timm_version"]
 TESTS = ["_emergence_p", "_emergence_holm"]  # of a metric that ranks
 COLUMNS = KEYS + [f"{m.name}{part}" for m in METRICS.values() for part in STATISTICS + TESTS * m.rank] + FACTS
-
-
-def ranks(intervals: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[int, int]]:
-    """Best and worst rank that the intervals leave open; a board's `rank` is the best.
-
-    rank = 1 + #{others whose interval lies entirely on the better side}; worst = n - #{entirely on the worse side}.
-    Intervals that touch do not separate, and models that are not separated may share a rank.
-
-    >>> ranks([(0.1, 0.2), (0.15, 0.3), (0.5, 0.6)], higher_is_better=False)
-    [(1, 2), (1, 2), (3, 3)]
-    """
-    ordered = [(-hi, -lo) for lo, hi in intervals] if higher_is_better else list(intervals)
-    return [
-        (1 + sum(hi < low for _, hi in ordered), len(ordered) - sum(lo > high for lo, _ in ordered))
-        for low, high in ordered
-    ]
 
 
 class Board(Cells):

@@ -1,6 +1,7 @@
-"""Models over several groups at once: mean ranks, Friedman's test, Nemenyi's critical difference (no torch)."""
+"""Ranks: under one group by interval separation; over several, mean ranks with Friedman's test and Nemenyi's (no torch)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -8,6 +9,22 @@ from scipy import stats
 
 from eqbench.metrics import METRICS
 from eqbench.stats import LEVEL, Array
+
+
+def ranks(intervals: Sequence[tuple[float, float]], higher_is_better: bool) -> list[tuple[int, int]]:
+    """Best and worst rank that the intervals leave open; a board's `rank` is the best.
+
+    rank = 1 + #{others whose interval lies entirely on the better side}; worst = n - #{entirely on the worse side}.
+    Intervals that touch do not separate, and models that are not separated may share a rank.
+
+    >>> ranks([(0.1, 0.2), (0.15, 0.3), (0.5, 0.6)], higher_is_better=False)
+    [(1, 2), (1, 2), (3, 3)]
+    """
+    ordered = [(-hi, -lo) for lo, hi in intervals] if higher_is_better else list(intervals)
+    return [
+        (1 + sum(hi < low for _, hi in ordered), len(ordered) - sum(lo > high for lo, _ in ordered))
+        for low, high in ordered
+    ]
 
 
 @dataclass(frozen=True)

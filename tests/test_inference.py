@@ -15,8 +15,8 @@ from scipy import stats as scipy_stats
 
 from eqbench import stats
 from eqbench.inference import Spread, contrast, detectable, holm, sample, spread
-from eqbench.leaderboard import load, ranks
-from eqbench.meanranks import MeanRanks, friedman, mean_ranks
+from eqbench.leaderboard import load
+from eqbench.meanranks import MeanRanks, friedman, mean_ranks, ranks
 from eqbench.plots import critical_difference
 from eqbench.results import Measure
 

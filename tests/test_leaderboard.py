@@ -17,7 +17,8 @@ from eqbench import leaderboard, results
 from eqbench.cells import STATUSES
 from eqbench.ensembles import same_prediction
 from eqbench.inference import holm, spread
-from eqbench.leaderboard import COLUMNS, load, ranks
+from eqbench.leaderboard import COLUMNS, load
+from eqbench.meanranks import ranks
 from eqbench.metrics import METRICS
 from eqbench.pooling import emergence_index, pool
 from eqbench.results import Measure, Status
