@@ -1,7 +1,7 @@
 "use strict";
 // The view of the tables: sorting, filtering, states, columns, its address and its CSV. Without this script they only stand still.
 const $ = (id) => document.getElementById(id), all = (where, what) => [...where.querySelectorAll(what)];
-const WINDOW = 150; // rows of a table that are in the document until its reader scrolls on or asks for all
+const WINDOW = 100; // rows of a table that are in the document until its reader scrolls on or asks for all
 const ENDS = { final: "", init: "_init", change: "_emergence" };
 const SHOWN = { final: "Trained", init: "Untrained", change: "Trained minus untrained" };
 const BELOW = { init: ["trained"], change: ["trained", "untrained"] };
