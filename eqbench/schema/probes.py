@@ -32,6 +32,7 @@ class Probe:
 class Resampled(Probe):
     """A probe whose intervals are over images."""
 
+    version: ClassVar[int] = 2
     resamples: int = 2000  # of the paired bootstrap over images
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class Resampled(Probe):
 class Orbit(Resampled):
     """conf/probe/orbit.yaml: equivariance of the output and of every layer over a finite group's orbit."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kinds: ClassVar[tuple[str, ...]] = (FINITE,)
     floor_images: int = 8  # images on which the symmetrised twin is measured
     aligned_below: int = 8  # the aligned size is searched from this many pixels below the native size ...
@@ -226,6 +227,7 @@ class Slices(Resampled):
 class Symmetries(Probe):
     """conf/probe/symmetries.yaml: the certificate of the weights' symmetries; its identities hold for any classes."""
 
+    version: ClassVar[int] = 2
     images: int = 16
     split: Split = Split.train
     exact_images: int = 2  # the first, on which identities are checked in float64
