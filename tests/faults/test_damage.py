@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import contents, different
+from undisturbed import contents, different
 
 PIECES = {
     "result": "data/cells/tiny/*/s0/final/*/orbit.json",

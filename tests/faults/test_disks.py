@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import contents, whole
+from undisturbed import contents, whole
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="not root: no small file system can be mounted")
 

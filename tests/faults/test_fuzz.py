@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import FILES, forget
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from undisturbed import FILES, forget
 
 from eqbench import config, options, schema
 from eqbench.cli import main

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import again, different, whole
+from undisturbed import again, different, whole
 
 ROOT = Path(__file__).parents[2]
 MOMENTS = {"fetch": 7, "train": 9, "probe": 13, "collect": 7, "plot": 7, "report": 7}  # 50

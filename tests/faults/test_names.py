@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import forget
 from PIL import Image
+from undisturbed import forget
 
 from eqbench.cli import main
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import different
+from undisturbed import different
 
 ROOT = Path(__file__).parents[2]
 EQBENCH = [sys.executable, "-m", "eqbench"]

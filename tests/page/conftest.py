@@ -36,7 +36,7 @@ def site(tmp_path_factory):
     return folder, board
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while its event loop runs, no other test of the process can start a browser
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
