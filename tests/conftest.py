@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side, and what they start, keep to one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a shell runs in the background ignores interrupts, and so would all that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from eqbench import config, options, schema
 from eqbench.config import Cell, load_suite, stamps
@@ -252,3 +254,19 @@ def test_stamps_follow_files(tmp_path):
         stamps({"model": {"source": "file", "path": "nowhere"}})
     with pytest.raises(UserError, match="pip install no-such-package"):
         stamps({"model": {"source": "wheel", "package": "no_such_package"}})
+
+
+def test_what_is_read_directly_is_what_hydra_composes():
+    """Every option of conf/, read by `load` and composed by Hydra."""
+    direct = 0
+    for kind in options.SCHEMAS:
+        for name in options.ids(kind):
+            text = (ROOT / f"conf/{kind}/{name}.yaml").read_text()
+            if options.COMPOSED.search(text):
+                continue
+            direct += 1
+            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+                composed = OmegaConf.to_container(compose(f"{kind}/{name}"), resolve=True)[kind]
+            target = options.SCHEMAS[kind] if kind != "probe" else options.SCHEMAS[kind][name]
+            assert options.load(kind, name) == options._strict(target, composed, name)
+    assert direct > 40

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import board
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from eqbench import config, options, results
 from eqbench.config import Cell
@@ -139,19 +137,3 @@ def test_ten_thousand_results(measured, reliability, verb):
         page = measured / "reports/large/index.html"
         assert page.stat().st_size < 12e6
         assert page.read_text().count("<tr") > 2000
-
-
-def test_what_is_read_directly_is_what_hydra_composes():
-    """Every option of conf/, read by `load` and composed by Hydra."""
-    direct = 0
-    for kind in options.SCHEMAS:
-        for name in options.ids(kind):
-            text = (ROOT / f"conf/{kind}/{name}.yaml").read_text()
-            if options.COMPOSED.search(text):
-                continue
-            direct += 1
-            with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-                composed = OmegaConf.to_container(compose(f"{kind}/{name}"), resolve=True)[kind]
-            target = options.SCHEMAS[kind] if kind != "probe" else options.SCHEMAS[kind][name]
-            assert options.load(kind, name) == options._strict(target, composed, name)
-    assert direct > 40

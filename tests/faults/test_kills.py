@@ -85,7 +85,7 @@ def test_snakemake_killed_again_and_again(stages, folder, reliability):
     reliability("kill -9 of the process group of snakemake", kills, seconds=time.monotonic() - begun)
 
 
-def test_a_kill_between_the_output_and_its_record(folder):
+def test_a_kill_between_the_output_and_its_record(folder, reliability):
     """Snakemake marks a job's outputs as incomplete until it has noted how it ended: such an output is made again."""
     target = "data/weights/given/s0/card.json"
 
@@ -97,3 +97,4 @@ def test_a_kill_between_the_output_and_its_record(folder):
     assert [ran(), ran()] == [True, False]
     (folder / ".snakemake/incomplete" / base64.b64encode(target.encode()).decode()).touch()
     assert [ran(), ran()] == [True, False]
+    reliability("kill -9 between an output and its record")
