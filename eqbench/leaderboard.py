@@ -69,7 +69,7 @@ class Board(Cells):
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row a (model, data, group), ordered by data (the set with most rows first), group and rank, unranked last (columns: `COLUMNS`)."""
-        cells = _rows(self.plan)
+        cells = self.rows
         rankings = _rankings(self, cells)
         rows = [_row(self, key, own, rankings[key[1:]]) for key, own in cells.items()]
         _rank(rows, self.seeds)
@@ -83,9 +83,17 @@ class Board(Cells):
         return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=types[name]) for name in COLUMNS})
 
     @cached_property
+    def rows(self) -> dict[Row, list[Cell]]:
+        """(model, data, group) -> its cells."""
+        rows: dict[Row, list[Cell]] = {}
+        for cell in self.plan.cells:
+            rows.setdefault((cell.model, self.plan.data(cell), cell.group), []).append(cell)
+        return rows
+
+    @cached_property
     def seeds(self) -> Seeds:
         """The numbers of each row, one a seed: what the table pools, and what models are compared by."""
-        return Seeds(self, _rows(self.plan))
+        return Seeds(self, self.rows)
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -124,14 +132,6 @@ def _lines(board: Board) -> Iterator[str]:
 def collect(plan: Plan, cells_dir: Path, out_dir: Path) -> None:
     """Read whatever cells of the plan exist and write `FILES` below `out_dir`."""
     write(load(plan, cells_dir), out_dir)
-
-
-def _rows(plan: Plan) -> dict[Row, list[Cell]]:
-    """(model, data, group) -> its cells."""
-    rows: dict[Row, list[Cell]] = {}
-    for cell in plan.cells:
-        rows.setdefault((cell.model, plan.data(cell), cell.group), []).append(cell)
-    return rows
 
 
 def _rankings(board: Board, rows: dict[Row, list[Cell]]) -> dict[tuple[str, str], Metric | None]:
