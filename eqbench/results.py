@@ -44,7 +44,7 @@ class Measure:
         value, lo, hi: the estimate and its 95 % interval.
         n: how many images (or random probes) stand behind it.
         floor: what a perfectly symmetric twin reaches. null: what chance reaches.
-        units, replicates: of a metric that ranks, what `stats.replicates` keeps; files of older versions have none.
+        units, replicates: of a metric that boards rank or compare by, what `stats.replicates` keeps; files of older versions have none.
     """
 
     value: float | None

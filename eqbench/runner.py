@@ -218,6 +218,7 @@ class _Part:
             **facts,
             **origin,
             "augment": recipe.get("augment"),
+            "recipe": recipe or None,
             "weights": self.sha256,
             "data": self.dataset(cell).sha256,
             "dtype": "float32",

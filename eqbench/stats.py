@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 LEVEL = 0.95
 BLOCK = 2**23  # weights that are held at once: 64 MB
-STORED = 500  # replicates that a cell keeps of a metric that ranks: 2.7 KB of text, and a standard error to 3 %
+STORED = 500  # replicates that a cell keeps of a metric that boards rank or compare by: 2.7 KB of text, and a standard error to 3 %
 
 
 @lru_cache(maxsize=4)

@@ -271,7 +271,7 @@ def make(plan: Plan, cell: Cell) -> Result:
         value = 1 - (0.7 - 0.5 * EASE.get(cell.group, 1.0)) * (cell.state != "init") * rng.uniform(0.9, 1.1)
         metrics["lie_ratio"] = Measure(value, value * 0.93, value * 1.07, 256, null=1.0)
     for name, measure in metrics.items():
-        if METRICS[name].rank:
+        if METRICS[name].replicated:
             metrics[name] = replace(measure, **_replicates(plan, cell, measure))
     trained = plan.trained(cell.model)
     return Result(

@@ -15,7 +15,7 @@ class Metric:
         higher_is_better: None for a descriptor, which is never ranked and has no arrow.
         floor, null: what the floor and the null beside the value mean for this metric; "" where it has none.
         cost: what it takes, in forward passes an image or Hessian products.
-        rank: whether boards are ranked by it.
+        rank: whether boards are ranked by it. compared: whether boards subtract it between cells, though it ranks nothing.
         layered: whether it is also given a layer; the network's value is then the mean over the layers measured.
         headline: shown on the page's first screen; the others are in the CSV and behind a toggle.
     """
@@ -33,8 +33,14 @@ class Metric:
     null: str = ""
     cost: str = ""
     rank: bool = False
+    compared: bool = False
     layered: bool = False
     headline: bool = False
+
+    @property
+    def replicated(self) -> bool:
+        """Whether cells keep its bootstrap replicates, so that differences between cells are paired."""
+        return self.rank or self.compared
 
     @property
     def entry(self) -> str:

@@ -62,6 +62,7 @@ ORBIT = (
         floor=_TWIN,
         null=f"not chance but the placebo's share: {_PLACEBO}",
         cost=_ORBIT_COST,
+        compared=True,
         headline=True,
     ),
     Metric(
@@ -77,6 +78,7 @@ ORBIT = (
         floor=_TWIN,
         null=f"not chance but the placebo's share: {_PLACEBO}",
         cost=_ORBIT_COST,
+        compared=True,
         headline=True,
     ),
     Metric(
@@ -176,6 +178,7 @@ ORBIT = (
         True,
         null="the most frequent class alone",
         cost="1 forward an image",
+        compared=True,
         headline=True,
     ),
     Metric(

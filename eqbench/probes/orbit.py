@@ -66,7 +66,7 @@ def run(subject: Subject, group: FiniteGroup, placebo: FiniteGroup | None, conf:
         value, lo, hi = bootstrap(statistic, subject.n, conf.resamples, subject.clusters)
         null = at_ones(nulls[name], subject.n) if name in nulls else None
         reason = None if math.isfinite(value) else UNDEFINED.get(name)
-        kept = replicates(statistic, subject.n, subject.clusters) if METRICS[name].rank else {}
+        kept = replicates(statistic, subject.n, subject.clusters) if METRICS[name].replicated else {}
         metrics[name] = Measure(value, lo, hi, subject.n, floor=floors.get(name), null=null, reason=reason, **kept)
     metrics |= layered
     if note:

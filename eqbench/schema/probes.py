@@ -44,7 +44,7 @@ class Resampled(Probe):
 class Orbit(Resampled):
     """conf/probe/orbit.yaml: equivariance of the output and of every layer over a finite group's orbit."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     kinds: ClassVar[tuple[str, ...]] = (FINITE,)
     floor_images: int = 8  # images on which the symmetrised twin is measured
     aligned_below: int = 8  # the aligned size is searched from this many pixels below the native size ...
