@@ -2,7 +2,7 @@
 
 `leaderboard.csv` holds numbers, never "0.12 [0.10, 0.14]", rounded to six significant digits. Its columns, in order:
 
-- `suite, model, family, architecture, data, group`;
+- `suite, model, family, architecture, treatment, data, group`; `treatment` is what the recipe told of symmetry, "plain" if nothing;
 - `status` (complete, or the worst of its cells: failed, stale, skipped, not run), `done` and `planned` cells;
 - `rank, rank_worst, ranked, ranked_by, unranked`: see `meanranks.ranks`; `ranked` models were compared by the metric `ranked_by`;
   `unranked` says why this one was not;
@@ -31,7 +31,7 @@ from typing import Any
 
 import pandas as pd
 
-from eqbench import coverage, ensembles, profiles
+from eqbench import coverage, ensembles, lineage, profiles
 from eqbench.cells import STATUSES, Cells, read_cells
 from eqbench.config import Cell, Plan
 from eqbench.inference import detectable, holm
@@ -50,9 +50,9 @@ ENSEMBLE = "ensemble_same_prediction"
 ABSENT = Measure(None, reason="not measured")
 ALONE = "nothing to compare with"  # why the only complete row of its images and group has no rank
 
-TEXT = ["suite", "model", "family", "architecture", "data", "group", "status", "ranked_by", "unranked"]
+TEXT = ["suite", "model", "family", "architecture", "treatment", "data", "group", "status", "ranked_by", "unranked"]
 COUNTS = ["done", "planned", "rank", "rank_worst", "ranked", "n_seeds", "n_init_seeds", "n_images"]
-KEYS = ["suite", "model", "family", "architecture", "data", "group", "status", "done", "planned"]
+KEYS = ["suite", "model", "family", "architecture", "treatment", "data", "group", "status", "done", "planned"]
 KEYS += ["rank", "rank_worst", "ranked", "ranked_by", "unranked", "detectable"]
 KEYS += ["n_seeds", "n_init_seeds", "n_images", "paired"]
 STATISTICS = ["", "_lo", "_hi", "_floor", "_null", "_init", "_init_lo", "_init_hi", "_init_null"]
@@ -94,6 +94,16 @@ class Board(Cells):
     def seeds(self) -> Seeds:
         """The numbers of each row, one a seed: what the table pools, and what models are compared by."""
         return Seeds(self, self.rows)
+
+    @cached_property
+    def epochs(self) -> dict[str, dict[str, int]]:
+        """Model -> its measured states as epochs, if there are some between `init` and `final`."""
+        return lineage.epochs(self)
+
+    @cached_property
+    def kinds(self) -> dict[str, lineage.Kind]:
+        """Model -> what it is and how it was treated, of models trained here."""
+        return lineage.kinds(self)
 
     @cached_property
     def layers(self) -> pd.DataFrame:
@@ -183,7 +193,10 @@ def _row(board: Board, key: Row, cells: list[Cell], ranking: Metric | None) -> d
     else:
         row["unranked"] = f"the suite asks for no {' or '.join(metric.probe for metric in RANKINGS)} here"
     row["n_seeds"], row["n_init_seeds"] = (len({c.seed for c in done if c.state == s}) for s in ("final", "init"))
-    row |= {"rank": None, "family": facts.get("family")} | {key: facts.get(key) for key in ("architecture", *FACTS)}
+    kind = board.kinds.get(model)
+    row |= {"rank": None, "family": facts.get("family"), "treatment": kind.treatment if kind else None} | {
+        key: facts.get(key) for key in ("architecture", *FACTS)
+    }
     hashes = facts["sha256"]
     row["weights"] = hashes.get("s0 final", "")[:12] or None
     row["seconds"] = _six(sum(board.results[cell].cost.get("seconds") or 0.0 for cell in done))

@@ -1,4 +1,4 @@
-"""Cells of one network combined: seeds into one measure, trained against untrained (no torch)."""
+"""Cells of one network combined: seeds into one measure a state, trained against untrained (no torch)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from eqbench.inference import Estimate, Sample, Spread, contrast, sample, spread
 from eqbench.metrics import METRICS
 from eqbench.results import Measure, Status
 
-STATES = ("final", "init")
+STATES = ("final", "init")  # of the wide table; those between them are the trajectory's
 Row = tuple[str, str, str]  # model, data, group
 Number = tuple[str, str]  # metric, state
 
@@ -21,7 +21,6 @@ class Seeds:
     Attributes:
         measures: row -> number -> its measures. Those of other images than most have, of the same data set and as many,
             are without replicates: they cannot be paired.
-        spreads: (data, group, number) -> the spread of seeds.
     """
 
     def __init__(self, cells: Cells, rows: Mapping[Row, Sequence[Cell]]) -> None:
@@ -32,7 +31,7 @@ class Seeds:
         for row, own in rows.items():
             for cell in own:
                 result = cells.results.get(cell)
-                if result is None or result.status is not Status.ok or cell.state not in STATES:
+                if result is None or result.status is not Status.ok:
                     continue
                 for name, measure in result.metrics.items():
                     if name not in METRICS or METRICS[name].probe != cell.probe:
@@ -46,23 +45,33 @@ class Seeds:
         for found, i, key in kept:
             if usual[key[:2]] != key:
                 found[i] = replace(found[i], units=None, replicates=None)
-        values: dict[tuple[str, str, Number], list[list[float]]] = {}
+        self._values: dict[tuple[str, str, Number], list[list[float]]] = {}
         for (_, data, group), numbers in self.measures.items():
             for number, measures in numbers.items():
                 known = [measure.value for measure in measures if measure.value is not None]
                 if len(known) == len(measures) > 1:
-                    values.setdefault((data, group, number), []).append(known)
-        self.spreads = {key: spread(networks) for key, networks in values.items()}
+                    self._values.setdefault((data, group, number), []).append(known)
+        self._spreads: dict[tuple[str, str, Number], Spread] = {}
+
+    def around(self, data: str, group: str, number: Number) -> Spread | None:
+        """How far the seeds of one model lie apart in a number, by all models that have several; None: none has."""
+        key = data, group, number
+        if key in self._values and key not in self._spreads:
+            self._spreads[key] = spread(self._values[key])
+        return self._spreads.get(key)
 
     def pooled(self, row: Row) -> dict[Number, Measure]:
-        """The row's numbers over its seeds."""
-        around = {number: self.spreads.get((*row[1:], number)) for number in self.measures[row]}
-        return {number: pool(measures, around[number]) for number, measures in self.measures[row].items()}
+        """The row's numbers over its seeds, trained and untrained."""
+        return {number: self.over(row, *number) for number in self.measures[row] if number[1] in STATES}
+
+    def over(self, row: Row, metric: str, state: str) -> Measure:
+        """One number of a row over its seeds."""
+        return pool(self.measures[row].get((metric, state), []), self.around(*row[1:], (metric, state)))
 
     def sample(self, row: Row, metric: str, state: str = "final") -> Sample | None:
         """One number of a row, to be compared with others; None where it has no value or no interval."""
         number = metric, state
-        return sample(self.measures[row].get(number, []), self.spreads.get((*row[1:], number)))
+        return sample(self.measures[row].get(number, []), self.around(*row[1:], number))
 
     def change(self, row: Row, metric: str) -> Estimate | None:
         """What training changed: trained minus untrained, images paired where they can be."""
