@@ -75,7 +75,7 @@ def test_every_family_holds_to_rounding(name):
     rows = probe._confirm(objective, proposed)
     assert {row.family for row in rows if row.confirmed} == FOUND[name]
     assert not any(row.refuted for row in rows)
-    exact, tiny = Point(objective), Point(probe._without_eps(objective))
+    exact, tiny = Point(objective), Point(objective.without_eps())
     for row in rows:
         along = (tiny if row.family in BUT_FOR_EPS else exact).along(row.confirmed)
         assert along.r1 < 1e-14, row.family
@@ -133,11 +133,34 @@ def test_scale_families_hold_but_for_eps():
     assert torch.allclose(left, norm.eps / (variance + norm.eps) * norm.weight * g_gamma, rtol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext", "vgg", "resnet"])
+def test_directions_are_derivatives_of_their_curves(name):
+    """Also linear in the coefficients, and with `unit` symmetric: u'A v = v'A u, so that there is a charge."""
+    objective = build(name, batch_statistics=True)
+    _, proposed = found_in(objective)
+    theta = objective.named(objective.theta)
+    u, v = ({n: torch.randn_like(w) for n, w in theta.items()} for _ in range(2))
+    found = [one for one in proposed if one.origin is not None]
+    assert found
+    for one in found:
+        k, expected = one.origin.direction(theta, one.c), generator(one.curve, theta, theta)[0]
+        zero = torch.zeros(())
+        for n in {*k, *expected}:
+            assert (k.get(n, zero) - expected.get(n, zero)).norm() <= 1e-12 * theta[n].norm(), (one.family, n)
+        twice = one.origin.direction(theta, 2 * one.c)
+        assert all(torch.allclose(twice[n], 2 * k[n]) for n in k)
+        pairings = [
+            sum(float((w * there[n]).sum()) for n, w in one.origin.direction(here, one.origin.unit).items())
+            for here, there in ((u, v), (v, u))
+        ]
+        assert pairings[0] == pytest.approx(pairings[1], rel=1e-9), one.family
+
+
 def test_batch_statistics_flip_s9_and_s10():
     for training in (False, True):
         objective = build("resnet", batch_statistics=training)
         if training:
-            objective = probe._without_eps(objective)
+            objective = objective.without_eps()
         flow = dataflow.trace(objective.module, objective.batches[0][0])
         ours, evaluated = build("resnet"), dict(build("resnet").module.named_buffers())
         source = torch.Generator().manual_seed(0)
@@ -329,7 +352,7 @@ def test_regauged_copies_balance_to_the_same_weights(name):
         assert (found[1] - found[0]).norm() < 1e-9 * found[0].norm()
         assert found[0].norm() <= flat[0].norm()
     for one in (*channels, *heads):
-        assert float(imbalance(even[0], one).max()) < 1e-9
+        assert float(imbalance({n: p.detach().double() for n, p in even[0].named_parameters()}, one).max()) < 1e-9
 
 
 def test_one_step_of_descent_changes_a_charge_by_its_square():

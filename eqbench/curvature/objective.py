@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eqbench.errors import Unsupported
 
+NEGLIGIBLE = 1e-30  # the norms' eps where a symmetry is exact but for it
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), targets) -> mean over B, a scalar
 
 
@@ -170,6 +171,32 @@ class Objective:
         batches = [(x.double(), y.double() if y.is_floating_point() else y) for x, y in self.batches]
         return self._copy(copy.deepcopy(self.module.train().eval()).double(), batches)
 
+    def without_eps(self) -> "Objective":
+        """The same with the eps of norms that follow their input negligible: beside it S9, S11 and S12 are exact."""
+        module = copy.deepcopy(self.module.train().eval())  # a cached attention bias cannot be copied
+        for layer in module.modules():
+            fixed = isinstance(layer, _BatchNorm) and layer.running_var is not None
+            if isinstance(getattr(layer, "eps", None), float) and not fixed:
+                layer.eps = NEGLIGIBLE  # type: ignore[assignment]
+        return self._copy(module, self.batches)
+
     def _copy(self, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> "Objective":
         module.train().eval()  # without caches, which cannot be copied
-        return Objective(module, batches, self.loss)  # a prepared module stays prepared
+        return type(self)(module, batches, self.loss)  # a prepared module stays prepared
+
+
+class TrainingObjective(Objective):
+    """The same loss in training mode: each batch by its own statistics, dropout by the same draws each time."""
+
+    def __init__(
+        self, module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss = nn.functional.cross_entropy
+    ) -> None:
+        super().__init__(module, batches, loss, batch_statistics=True)
+
+    def logits(self, x: Tensor, theta: Tensor | dict[str, Tensor] | None = None) -> Tensor:
+        """f(x; theta) as in a step of training; the global random state is left as it was."""
+        named = self.named(theta) if isinstance(theta, Tensor) else theta or {}
+        self.module.train()
+        with twice_differentiable(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(0)
+            return functional_call(self.module, named, (x,))

@@ -1,6 +1,5 @@
 """The certificate: which symmetries the weights have, and whether gradient and Hessian obey what those force on them."""
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from eqbench.curvature.guard import guard
 from eqbench.curvature.hessian import Hessian
@@ -24,16 +22,15 @@ from eqbench.symmetries import dataflow, permutation, shifts
 from eqbench.symmetries.attention import Pair
 from eqbench.symmetries.balancing import imbalance
 from eqbench.symmetries.certificate import Along, Point, worst
-from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, FAMILIES, control, propose
+from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, FAMILIES, confirm_but_for_eps, control, propose
 from eqbench.symmetries.rescalings import Rescaling
 from eqbench.symmetries.temperature import head_residual
-from eqbench.symmetries.transformations import Symmetry, Verdict, beside, change, confirm
+from eqbench.symmetries.transformations import Symmetry, beside, change
 
 GATE = 1e-10  # of relative residuals in float64
 GATE_SINGLE = 1e-5  # in float32: reported alone; what the control must exceed, also in float64
 CONTROLS = 16  # instances of the control, at most, spread over the depth
 EPS = float(np.finfo(np.float64).eps)
-NEGLIGIBLE = 1e-30  # the norms' eps where a family is exact but for it
 
 
 @dataclass
@@ -85,7 +82,7 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Symm
 
     exact, single = Point(few.double()), Point(objective)
     tiny = (
-        Point(_without_eps(exact.objective))
+        Point(exact.objective.without_eps())
         if any(row.family in BUT_FOR_EPS and row.confirmed for row in rows)
         else exact
     )
@@ -115,26 +112,13 @@ def _first(objective: Objective, images: int) -> Objective:
 
 
 def _confirm(near: Objective, proposed: Sequence[Symmetry]) -> list[Row]:
-    """Finite steps, with the norms' eps negligible for the families that are exact but for it."""
-    exact = confirm(near, [one for one in proposed if one.family not in (*BUT_FOR_EPS, CONTROL)])
-    scaled = [one for one in proposed if one.family in BUT_FOR_EPS]
-    more = confirm(_without_eps(near), scaled) if scaled else Verdict()
-    rows = []
+    """What finite steps tell, family by family."""
+    verdict, rows = confirm_but_for_eps(near, proposed), []
     for family in FAMILIES:
-        confirmed = [one for one in (*exact.confirmed, *more.confirmed) if one.family == family]
-        refuted = [(one, moved) for one, moved in (*exact.refuted, *more.refuted) if one.family == family]
+        confirmed = [one for one in verdict.confirmed if one.family == family]
+        refuted = [(one, moved) for one, moved in verdict.refuted if one.family == family]
         rows += [Row(family, confirmed, refuted)] if confirmed or refuted else []
     return rows
-
-
-def _without_eps(objective: Objective) -> Objective:
-    """The same with the eps of norms that follow their input negligible: beside it S9, S11 and S12 are exact."""
-    module = copy.deepcopy(objective.module.train().eval())  # a cached attention bias cannot be copied
-    for layer in module.modules():
-        fixed = isinstance(layer, _BatchNorm) and layer.running_var is not None
-        if isinstance(getattr(layer, "eps", None), float) and not fixed:
-            layer.eps = NEGLIGIBLE  # type: ignore[assignment]
-    return Objective(module, objective.batches, objective.loss)
 
 
 def _refuse(near: Objective, wrong: Sequence[Symmetry]) -> Along | None:
@@ -180,7 +164,8 @@ def _measure(row: Row, point: Point) -> Along:
 
 
 def _imbalance(objective: Objective, symmetries: Sequence[Symmetry]) -> float | None:
-    found = [imbalance(objective.module, one.origin) for one in symmetries if isinstance(one.origin, Rescaling | Pair)]
+    theta = {name: p.detach().double().cpu() for name, p in objective.module.named_parameters()}
+    found = [imbalance(theta, one.origin) for one in symmetries if isinstance(one.origin, Rescaling | Pair)]
     return float(torch.cat(found).mean()) if found else None
 
 

@@ -1,6 +1,7 @@
 """S5, S10: a translation of what a norm (or attention's values) adds, undone by the next bias; a batch norm's affine gauge."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -93,16 +94,50 @@ def batch_norm_gauge(flow: Dataflow, statistics: Weights, source: torch.Generato
         yield Symmetry("S10", node.name, curve, (node.weight, node.bias, *writers))
 
 
+@dataclass(eq=False)
+class Normalised:
+    """S9 at one batch norm: the codes (k,), of `size`, of channels that it divides by their own spread, and their writers."""
+
+    name: str
+    own: Tensor
+    size: int
+    writers: tuple[Node, ...]
+
+    @property
+    def unit(self) -> Tensor:
+        """Every channel alike, (k,)."""
+        return torch.ones(len(self.own), dtype=torch.float64)
+
+    def curve(self, exponents: Tensor) -> Symmetry:
+        """T_t: W_c and b_c times exp(t a_c)."""
+        a = self._spread(exponents)
+
+        def curve(theta: Weights, t: Tensor) -> Weights:
+            return scaled(theta, t, self.writers, a)
+
+        names = tuple(name for one in self.writers for name in (one.weight, one.bias) if name)
+        return Symmetry("S9", self.name, curve, names, origin=self, c=exponents)
+
+    def direction(self, theta: Weights, exponents: Tensor) -> Weights:
+        """K: W_c and b_c times a_c."""
+        a, moved = self._spread(exponents.cpu()), dict[str, Tensor]()
+        for node in self.writers:
+            assert node.weight is not None
+            weight, factor = theta[node.weight], a[node.start : node.start + node.channels]
+            moved[node.weight] = weight * factor.to(weight).view(-1, *[1] * (weight.ndim - 1))
+            if node.bias is not None:
+                moved[node.bias] = theta[node.bias] * factor.to(weight)
+        return moved
+
+    def _spread(self, exponents: Tensor) -> Tensor:
+        return torch.zeros(self.size, dtype=torch.float64).index_copy(0, self.own, exponents.double())
+
+
 def batch_norm_scales(flow: Dataflow, source: torch.Generator) -> Iterator[Symmetry]:
     """S9: W_c s, b_c s: a batch norm by the batch's own statistics divides by them."""
     for use, a in _normalised(flow, source):
-        writers = tuple(owners(flow, use.codes))
-
-        def curve(theta: Weights, t: Tensor, a: Tensor = a, writers: tuple[Node, ...] = writers) -> Weights:
-            return scaled(theta, t, writers, a)
-
-        names = tuple(name for one in writers for name in (one.weight, one.bias) if name)
-        yield Symmetry("S9", use.node.name, curve, names)
+        own = a.nonzero()[:, 0]
+        yield Normalised(use.node.name, own, len(a), tuple(owners(flow, use.codes))).curve(a[own])
 
 
 def scaled(theta: Weights, t: Tensor, writers: tuple[Node, ...], a: Tensor) -> Weights:

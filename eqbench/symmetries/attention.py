@@ -59,6 +59,12 @@ class Pair:
     left: Side
     right: Side
 
+    @property
+    def unit(self) -> Tensor:
+        """The identity of every head, (heads, d, d)."""
+        heads, d = self.left.index.shape
+        return torch.eye(d, dtype=torch.float64).expand(heads, d, d)
+
     def curve(self, z: Tensor) -> Symmetry:
         """T_t: L -> exp(tZ)'L, R -> exp(-tZ)R for Z (heads, d, d)."""
 
@@ -68,7 +74,15 @@ class Pair:
             now = theta | moved
             return moved | self.right.put(now, torch.matrix_exp(-t * z_) @ self.right.get(now))
 
-        return Symmetry(self.family, self.name, curve, (*self.left.names, *self.right.names), origin=self)
+        return Symmetry(self.family, self.name, curve, (*self.left.names, *self.right.names), origin=self, c=z)
+
+    def direction(self, theta: Weights, z: Tensor) -> Weights:
+        """K: Z'L and -ZR."""
+        none = {name: torch.zeros_like(theta[name]) for name in (*self.left.names, *self.right.names)}
+        left, right = self.left.get(theta), self.right.get(theta)
+        z = z.to(left)
+        moved = self.left.put(none, z.mT @ left)
+        return moved | self.right.put(none | moved, -z @ right)
 
     def random(self, source: torch.Generator) -> Symmetry:
         heads, d = self.left.index.shape

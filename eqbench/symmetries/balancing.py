@@ -64,13 +64,15 @@ def confirmed(module: nn.Module, x: Tensor) -> tuple[list[Rescaling], list[Pair]
     return [one for one in found if isinstance(one, Rescaling)], [one for one in found if isinstance(one, Pair)]
 
 
-def imbalance(module: nn.Module, instance: Rescaling | Pair) -> Tensor:
+def imbalance(theta: Weights, instance: Rescaling | Pair) -> Tensor:
     """|in - out| / (in + out) of the charges of each channel, or each head: 0 once balanced, at most 1.
 
     The charge in - out is conserved by gradient flow, and one step of gradient descent changes it by eta^2 g'A g alone:
     |in_c|^2 - |out_c|^2 for a channel that can be rescaled, LL' - RR' (Frobenius norms) for a pair of attention.
+
+    Args:
+        theta: the parameters by name, in float64 on the CPU.
     """
-    theta = {name: p.detach().double().cpu() for name, p in module.named_parameters()}
     if isinstance(instance, Pair):
         grams = [side @ side.mT for side in (instance.left.get(theta), instance.right.get(theta))]
         return (grams[0] - grams[1]).norm(dim=(1, 2)) / sum(gram.norm(dim=(1, 2)) for gram in grams).clamp(min=1e-300)

@@ -1,12 +1,14 @@
 """The families of continuous symmetries by number, and the proposal of their instances from a network's data flow."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from eqbench.curvature.objective import Objective
 from eqbench.symmetries import affine, attention, dataflow, rescalings, scales, shifts
-from eqbench.symmetries.transformations import Symmetry
+from eqbench.symmetries.transformations import Symmetry, Verdict, confirm
 
 FAMILIES = {
     "S1": "softmax shift",
@@ -48,6 +50,14 @@ def propose(module: nn.Module, flow: dataflow.Dataflow, seed: int = 0) -> list[S
     ]
     known = set(flow.shapes)
     return [one for one in found if set(one.names) <= known]
+
+
+def confirm_but_for_eps(near: Objective, proposed: Sequence[Symmetry]) -> Verdict:
+    """`confirm`, with the norms' eps negligible for the families that are exact but for it; the control is left out."""
+    exact = confirm(near, [one for one in proposed if one.family not in (*BUT_FOR_EPS, CONTROL)])
+    scaled = [one for one in proposed if one.family in BUT_FOR_EPS]
+    more = confirm(near.without_eps(), scaled) if scaled else Verdict()
+    return Verdict(exact.confirmed + more.confirmed, exact.refuted + more.refuted)
 
 
 def control(flow: dataflow.Dataflow, proposed: list[Symmetry], seed: int = 1) -> list[Symmetry]:

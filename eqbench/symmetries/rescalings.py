@@ -52,10 +52,14 @@ class Rescaling:
     layers: list[Layer]
     size: int  # of all classes of the network
 
+    @property
+    def unit(self) -> Tensor:
+        """Every channel alike, (classes,)."""
+        return torch.ones(len(self.classes), dtype=torch.float64)
+
     def curve(self, exponents: Tensor) -> "Symmetry":
         """T_t: entries times exp(t (a_write - a_read)), for exponents (classes,)."""
-        a = torch.zeros(self.size, dtype=torch.float64)
-        a[self.classes] = exponents.double()
+        a = self._spread(exponents)
 
         def curve(theta: Weights, t: Tensor) -> Weights:
             moved: Weights = {}
@@ -69,7 +73,23 @@ class Rescaling:
             return moved
 
         names = tuple(n for layer in self.layers for n in (layer.node.weight, layer.node.bias) if n)
-        return Symmetry(self.family, self.name, curve, names, origin=self)
+        return Symmetry(self.family, self.name, curve, names, origin=self, c=exponents)
+
+    def direction(self, theta: Weights, exponents: Tensor) -> Weights:
+        """K: entries times a_write - a_read."""
+        a, moved = self._spread(exponents.cpu()), dict[str, Tensor]()
+        for layer in self.layers:
+            node = layer.node
+            assert node.weight is not None
+            weight = theta[node.weight]
+            moved[node.weight] = weight * layer.exponent(a, weight.shape).to(weight)
+            if node.bias is not None:
+                moved[node.bias] = theta[node.bias] * a[layer.writes].to(weight)
+        return moved
+
+    def _spread(self, exponents: Tensor) -> Tensor:
+        """(size,), zero outside the instance's classes."""
+        return torch.zeros(self.size, dtype=torch.float64).index_copy(0, self.classes, exponents.double())
 
 
 def find(flow: Dataflow) -> list[Rescaling]:

@@ -1,6 +1,7 @@
 """S11, S12: all that a residual stream (or one layer) writes, larger together, is the same after layer norms."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,16 +13,38 @@ DIVIDING = ("layer_norm", "group_norm", "rms_norm")
 WRITERS = ("linear", "parameter", "scale", "batch_norm", "layer_norm", "group_norm", "rms_norm")
 
 
+@dataclass(eq=False)
+class Stream:
+    """All weights and biases of a stream's writers, which dividing norms alone read: S11 of several writers, S12 of one."""
+
+    writers: list[Node]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for node in self.writers for name in (node.weight, node.bias) if name)
+
+    @property
+    def unit(self) -> Tensor:
+        return torch.ones((), dtype=torch.float64)
+
+    def curve(self, a: Tensor) -> Symmetry:
+        """T_t: all times exp(t a)."""
+
+        def curve(theta: Weights, t: Tensor) -> Weights:
+            return {name: theta[name] * torch.exp(t * a.to(t)) for name in self.names}
+
+        family = "S11" if len(self.writers) > 1 else "S12"
+        return Symmetry(family, self.writers[0].name, curve, self.names, origin=self, c=a)
+
+    def direction(self, theta: Weights, a: Tensor) -> Weights:
+        """K: all times a."""
+        return {name: theta[name] * a.to(theta[name]) for name in self.names}
+
+
 def stream_scales(flow: Dataflow, source: torch.Generator) -> Iterator[Symmetry]:
-    """All weights and biases of a stream's writers times exp(t a): S11 of several writers, S12 of one."""
+    """A random element of every stream."""
     for writers in _streams(flow):
-        a = float(torch.randn((), generator=source, dtype=torch.float64)) * 0.5
-        names = tuple(name for node in writers for name in (node.weight, node.bias) if name)
-
-        def curve(theta: Weights, t: Tensor, names: tuple[str, ...] = names, a: float = a) -> Weights:
-            return {name: theta[name] * torch.exp(t * a) for name in names}
-
-        yield Symmetry("S11" if len(writers) > 1 else "S12", writers[0].name, curve, names)
+        yield Stream(writers).curve(0.5 * torch.randn((), generator=source, dtype=torch.float64))
 
 
 def _streams(flow: Dataflow) -> list[list[Node]]:

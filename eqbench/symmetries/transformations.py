@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,24 @@ from eqbench.curvature.objective import Objective
 
 Weights = dict[str, Tensor]
 Curve = Callable[[Weights, Tensor], Weights]  # (theta by name, t) -> the weights that differ, at T_t theta
+
+
+class Instance(Protocol):
+    """All members of a family at one place: T_t(c) for coefficients c of the shape of `unit`, linear K(theta; c) = A_c theta.
+
+    With `unit`, A is symmetric, so that its charge is theta'A theta / 2: what is written less what is read.
+    """
+
+    @property
+    def unit(self) -> Tensor: ...
+
+    def curve(self, c: Tensor, /) -> "Symmetry": ...
+
+    def direction(self, theta: Weights, c: Tensor, /) -> Weights:
+        """K = d/dt T_t(c) theta at t = 0, where it is not zero: linear in theta, and in c."""
+        ...
+
+
 TOLERANCE = 1e-9  # of the logits' relative change in float64 by a finite step
 
 
@@ -22,7 +41,7 @@ class Symmetry:
         names: the parameters that it moves.
         null: dimensions of the exact null space of the Hessian that instances of this kind span; 0 if none is exact.
         shift: the logits change by one number for all classes.
-        origin: of which this is a random element, if its members can be balanced.
+        origin, c: of which this is the element with these coefficients, where K is linear in theta.
     """
 
     family: str
@@ -31,7 +50,8 @@ class Symmetry:
     names: tuple[str, ...]
     null: int = 0
     shift: bool = False
-    origin: object = None
+    origin: Instance | None = None
+    c: Tensor | None = None
 
 
 @dataclass
