@@ -20,6 +20,7 @@ LEAN = (
 )
 THEMES = {
     "equivariance": ("orbit", "lie", "sweep", "consistency"),
+    "robustness": ("robustness",),
     "mechanism": ("circuits", "ablation"),
     "landscape": ("spectrum", "symmetries", "group_landscape", "sharpness", "slices"),
 }  # of the probes' columns

@@ -9,6 +9,7 @@ from eqbench.metrics.group_landscape import GROUP_LANDSCAPE
 from eqbench.metrics.ladder import LADDER
 from eqbench.metrics.lie import LIE
 from eqbench.metrics.orbit import ORBIT
+from eqbench.metrics.robustness import ROBUSTNESS
 from eqbench.metrics.sharpness import SHARPNESS
 from eqbench.metrics.slices import SLICES
 from eqbench.metrics.spectrum import SPECTRUM
@@ -29,6 +30,7 @@ METRICS: dict[str, Metric] = {
         *LIE,
         *SWEEP,
         *CONSISTENCY,
+        *ROBUSTNESS,
         *SPECTRUM,
         *SYMMETRIES,
         *GROUP_LANDSCAPE,

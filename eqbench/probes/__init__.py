@@ -20,6 +20,7 @@ from eqbench.probes import (
     group_landscape,
     lie,
     orbit,
+    robustness,
     sharpness,
     slices,
     spectrum,
@@ -46,6 +47,7 @@ RUN: dict[type[schema.Probe], Callable[[Subject, Any, Any, Any], Finding]] = {
     schema.GroupLandscape: group_landscape.run,
     schema.Sharpness: sharpness.run,
     schema.Slices: slices.run,
+    schema.Robustness: robustness.run,
 }
 
 

@@ -1,6 +1,7 @@
 """The options of every probe, conf/probe/<id>.yaml (no torch)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 from eqbench.schema.checks import Split, require
@@ -271,6 +272,30 @@ class GroupLandscape(Resampled):
         require(self.micro_batch >= 4, "micro_batch", "at least 4", self.micro_batch)
 
 
+@dataclass
+class Robustness(Resampled):
+    """conf/probe/robustness.yaml: accuracy on shifted, rotated, noisy and attacked images; needs labels."""
+
+    shift: float = 0.125  # of the side, along both axes at once
+    rotation: float = 30.0  # degrees, both ways: the multiples of 15 up to it
+    noise: list[float] = field(
+        default_factory=lambda: [0.04, 0.08, 0.16]
+    )  # standard deviations, images being in [0, 1]
+    pgd_eps: list[float] = field(default_factory=lambda: [2.0, 8.0])  # 255ths: the largest changes of a pixel
+    pgd_steps: int = 10  # gradients of an attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.shift <= 0.5, "shift", "in (0, 0.5] of the side", self.shift)
+        require(15 <= self.rotation <= 180, "rotation", "in 15..180 degrees", self.rotation)
+        for key, count, most in (("noise", 3, 1.0), ("pgd_eps", 2, 255.0)):
+            values = list(getattr(self, key))
+            fine = len(values) == count and values[0] > 0 and values[-1] <= most
+            fine = fine and all(a < b for a, b in pairwise(values))
+            require(fine, key, f"{count} ascending numbers in (0, {most:g}]", values)
+        require(1 <= self.pgd_steps <= 1000, "pgd_steps", "in 1..1000", self.pgd_steps)
+
+
 PROBES: dict[str, type[Probe]] = {
     "orbit": Orbit,
     "circuits": Circuits,
@@ -283,4 +308,5 @@ PROBES: dict[str, type[Probe]] = {
     "group_landscape": GroupLandscape,
     "sharpness": Sharpness,
     "slices": Slices,
+    "robustness": Robustness,
 }
