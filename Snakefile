@@ -51,6 +51,9 @@ FIGURES = [
     "sharpness",
     "slices",
     "surfaces",
+    "trajectories",
+    "trajectories_by_layer",
+    "trajectories_landscape",
     "coverage",
 ]
 

@@ -126,7 +126,8 @@ def when(board: Board) -> tuple[list[When], list[str]]:
     A seed's time is the mean over groups of log2(1 + epoch); how far seeds lie apart is moderated by the board's other
     networks (eqbench.inference). Networks with one seed, or whose share did not change under any group, have no time.
     """
-    metrics = {row: next((name for name in SHARES if curve(board, row, name)), None) for row in _rows(board)}
+    rows = [row for row in board.rows if row[0] in board.epochs]
+    metrics = {row: next((name for name in SHARES if by_seed(board, row, name)), None) for row in rows}
     asked = [(row, name) for row, name in metrics.items() if name]
     tests = [board.seeds.change(row, name) for row, name in asked]
     adjusted = holm([math.nan if test is None else test.p for test in tests])
@@ -135,7 +136,7 @@ def when(board: Board) -> tuple[list[When], list[str]]:
         own = times.setdefault((row[0], row[1], name), {})
         if p < 1 - LEVEL:
             halves = {seed: halfway(points) for seed, points in by_seed(board, row, name).items()}
-            if all(half is not None for half in halves.values()):
+            if halves and all(half is not None for half in halves.values()):
                 own[row[2]] = {seed: place(half) for seed, half in halves.items() if half is not None}
     means = {network: _per_seed(groups) for network, groups in times.items()}
     around = spread(means.values())
@@ -167,10 +168,6 @@ def by_seed(board: Board, row: Row, metric: str) -> dict[str, list[tuple[float, 
         for seed, own in found.items()
         if ends <= own.keys() and None not in own.values() and len(own) > 2
     }
-
-
-def _rows(board: Board) -> Iterable[Row]:
-    return (row for row in board.rows if row[0] in board.epochs)
 
 
 def _per_seed(groups: dict[str, dict[str, float]]) -> list[float]:

@@ -6,6 +6,7 @@ a new one is on the boards of these tests without a change here.
 
 import base64
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -36,11 +37,23 @@ LABELLED, UNLABELLED = {"symmetry_share", "accuracy", "orbit_accuracy"}, {"js_sh
 COMBINED = {"emergence_index", "ensemble_same_prediction"}  # no cell's, but a board's
 
 FINITE = ["hflip", "vflip", "c4", "d4"]
+TREATED = ["convnext_digits", "convnext_digits_d4"]  # measured over training, too, on a deep board
+RECIPE = {
+    "data": "digits",
+    "epochs": 10,
+    "opt": "adamw",
+    "lr": 4e-3,
+    "warmup_epochs": 1,
+    "augment": "none",
+    "penalty": None,
+}
 DIGITS = ["resnet_digits", "convnext_digits", "convnext_digits_d4", "vit_digits"]
 
 
 def suite(name: str = "demo", deep: bool = False) -> Plan:
-    """A plan that does not change with conf/suite: five models, four finite groups; `deep`: every probe, Lie groups, too."""
+    """A plan that does not change with conf/suite: five models, four finite groups; `deep`: every probe, Lie groups, and
+    two models over training, too.
+    """
     groups = FINITE + (["translation", "rotation", "hue"] if deep else [])
     first, others = (
         (["orbit"], ["orbit", "spectrum"])
@@ -53,6 +66,15 @@ def suite(name: str = "demo", deep: bool = False) -> Plan:
         (schema.Block(DIGITS, "digits", groups, others, seeds=2), None),
     ):
         plan.cells.update((cell, (block.data, images)) for cell in config._block_cells(plan, block, "tests/board.py"))
+    return over_training(plan, TREATED, ["hflip", "d4"], [1, 4], 2) if deep else plan
+
+
+def over_training(plan: Plan, models: list[str], groups: list[str], epochs: list[int], seeds: int) -> Plan:
+    """The plan with the cells of these epochs of these models, by the probes that curves over training are made of."""
+    probes = ["orbit", "circuits", "group_landscape", "spectrum", "symmetries"]
+    for model, seed, epoch, probe in itertools.product(models, range(seeds), epochs, probes):
+        for group in groups if schema.PROBES[probe].kinds else [schema.UNGROUPED]:
+            plan.cells[Cell(plan.name, model, f"s{seed}", f"epoch-{epoch:03d}", group, probe)] = ("digits", None)
     return plan
 
 
@@ -237,7 +259,34 @@ def _replicates(plan: Plan, cell: Cell, measure: Measure) -> dict[str, Any]:
 
 
 def make(plan: Plan, cell: Cell) -> Result:
-    """One finished cell."""
+    """One finished cell; that of an epoch is between the untrained and the trained one."""
+    if not cell.state.startswith("epoch"):
+        return _made(plan, cell)
+    first, last = (_made(plan, replace(cell, state=state)) for state in ("init", "final"))
+    share = math.log(1 + int(cell.state[6:])) / math.log(1 + RECIPE["epochs"])
+    last.metrics = _between(first.metrics, last.metrics, share)
+    for before, after in zip(first.layers, last.layers, strict=True):
+        after.metrics = _between(before.metrics, after.metrics, share)
+    for name, measure in last.metrics.items():
+        if METRICS[name].replicated:
+            last.metrics[name] = replace(measure, **_replicates(plan, cell, measure))
+    last.cell, last.digest = names(plan, cell), _sha("digest", cell)
+    last.provenance["weights"] = _sha("weights", cell.model, cell.seed, cell.state)
+    return last
+
+
+def _between(first: dict[str, Measure], last: dict[str, Measure], share: float) -> dict[str, Measure]:
+    found = {}
+    for name in first.keys() & last.keys():
+        a, b = first[name], last[name]
+        ends = [
+            (1 - share) * getattr(a, end) + share * getattr(b, end) for end in ("value", "lo", "hi") if a.lo is not None
+        ]
+        found[name] = replace(b, **dict(zip(("value", "lo", "hi"), ends, strict=False)))
+    return found
+
+
+def _made(plan: Plan, cell: Cell) -> Result:
     rng = random.Random(_sha(cell.model, cell.seed, cell.state, cell.group))
     kind = cell.model.split("_")[0]
     labels = plan.data(cell) != "photos"
@@ -290,6 +339,7 @@ def make(plan: Plan, cell: Cell) -> Result:
             "source": str(plan.option("model", cell.model).source),
             "origin": "trained here" if trained else {"package": "some-package 0.1.0", "file": "models/weights.pth"},
             "licence": None if trained else "Apache-2.0",
+            "recipe": RECIPE | {"augment": "d4" if cell.model.endswith("_d4") else "none"} if trained else None,
             "augment": ("d4" if cell.model.endswith("_d4") else "none") if trained else None,
             "weights": _sha("weights", cell.model, cell.seed, cell.state),
             "data": _sha("data", plan.data(cell)),

@@ -31,6 +31,9 @@ from eqbench.plots import (
     surfaces,
     sweep,
     tradeoff,
+    trajectories,
+    trajectories_by_layer,
+    trajectories_landscape,
 )
 from eqbench.plots.drawing import STYLE, Titles, words
 from eqbench.plots.svg import svg
@@ -56,6 +59,9 @@ DRAWINGS = {
     "sharpness": sharpness,
     "slices": slices,
     "surfaces": surfaces,
+    "trajectories": trajectories,
+    "trajectories_by_layer": trajectories_by_layer,
+    "trajectories_landscape": trajectories_landscape,
     "coverage": coverage,
 }
 EMPTY = "No finished cells hold the numbers of the figure"
