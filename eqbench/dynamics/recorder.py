@@ -1,0 +1,123 @@
+"""The recorder of a training: looks on at every n-th step, and leaves weights, gradients, buffers and draws as they are."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eqbench.curvature.objective import Loss, TrainingObjective
+from eqbench.dynamics.conservation import Conservation, Step, doubles
+from eqbench.dynamics.edge import Edge
+from eqbench.errors import Failed, Unsupported
+from eqbench.probes.base import ieee
+from eqbench.symmetries.transformations import Weights
+
+CONFIRMING = 4  # images on which symmetries are confirmed
+
+
+class Recorder:
+    """One row every `every` updates: what the step's actual gradient and change obey, and the sharpness before it.
+
+    The gradient is the one that the optimiser is given: in training mode, of the augmented batch, with label smoothing, the
+    penalty and clipping. The sharpness is that of the cross-entropy on a fixed batch (`Edge`).
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, loss: Loss, every: int
+    ) -> None:
+        """Find the network's symmetries at its initial weights: whoever goes on from a checkpoint builds it before.
+
+        Args:
+            x, y: the fixed batch, on the network's device, at least 2 images.
+            loss: (logits, labels) -> the mean cross-entropy with the recipe's label smoothing.
+        """
+        self.network, self.optimizer, self.every = network, optimizer, every
+        self.edge, self.rows = Edge(x, y, loss), list[dict[str, Any]]()
+        self._before: tuple[dict[str, Any], Weights, Weights] | None = None
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.enable_grad(), ieee():
+            self.conservation = Conservation(TrainingObjective(network, [(x[:CONFIRMING], y[:CONFIRMING])], loss))
+        found = [one.origin for some in self.conservation.families.values() for one in some]
+        self.instances = [one for one in found if one is not None]
+
+    def before(self, update: int, loss: float | Tensor) -> None:
+        """After the backward pass of an update, before the optimiser's step.
+
+        Args:
+            loss: of this step's batch, as it was descended on.
+        """
+        if update % self.every:
+            return
+        row: dict[str, Any] = {"update": update, "loss": _finite(float(loss))} | self._optimiser()
+        with torch.enable_grad(), ieee():
+            try:
+                row |= self.edge.measure(self.network, self.instances, update)
+            except (Unsupported, Failed) as error:
+                row["reason"] = str(error)
+        parameters = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        theta = {name: p.clone() for name, p in doubles(parameters).items()}
+        gradient = doubles((name, torch.zeros_like(p) if p.grad is None else p.grad.clone()) for name, p in parameters)
+        self._before = row, theta, gradient
+
+    def after(self) -> None:
+        """After the optimiser's step."""
+        if self._before is None:
+            return
+        (row, theta, gradient), self._before = self._before, None
+        now = doubles(self.network.named_parameters())
+        rate = {id(p): float(group["weight_decay"]) for group in self.optimizer.param_groups for p in group["params"]}
+        decay = {
+            name: rate.get(id(p), 0.0) * theta[name] for name, p in self.network.named_parameters() if name in theta
+        }
+        step = Step(theta, gradient, {name: now[name] - w for name, w in theta.items()}, decay, row["lr"])
+        row["families"] = {
+            family: {key: _finite(value) for key, value in numbers.items()}
+            for family, numbers in self.conservation.of(step).items()
+        }
+        self.rows.append(row)
+
+    def _optimiser(self) -> dict[str, float | None]:
+        """The learning rate, and the sharpness beyond which a quadratic diverges: 2 / lr, more with momentum.
+
+        Heavy ball: 2 (1 + b) / lr; Nesterov's: 2 (1 + b) / ((1 + 2b) lr) (Cohen et al. 2021, ICLR). It is none of AdamW's,
+        whose steps are preconditioned.
+        """
+        group = self.optimizer.param_groups[0]
+        lr, b = float(group["lr"]), self.momentum
+        if b is None or lr <= 0:
+            return {"lr": lr, "threshold": None}
+        return {"lr": lr, "threshold": 2 * (1 + b) / lr / (1 + 2 * b if group["nesterov"] else 1)}
+
+    @property
+    def momentum(self) -> float | None:
+        """Of gradient descent; None of an adaptive optimiser."""
+        plain = isinstance(self.optimizer, torch.optim.SGD)
+        return float(self.optimizer.param_groups[0]["momentum"]) if plain else None
+
+    @property
+    def log(self) -> dict[str, Any]:
+        """What is written: what was recorded, and what a reader must know of it."""
+        dtype = next(self.network.parameters()).dtype
+        return {
+            "every": self.every,
+            "momentum": self.momentum,
+            "eps": torch.finfo(dtype).eps,
+            "images": len(self.edge.x),
+            "parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
+            "instances": {family: len(some) for family, some in self.conservation.families.items()},
+            "rows": self.rows,
+        }
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"rows": self.rows, "start": self.edge.start}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        self.rows, start = state["rows"], state["start"]
+        self.edge.start = None if start is None else start.to(self.edge.x.device)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
