@@ -6,7 +6,6 @@ is the clearest has an interval that allows for the choice (Bonferroni; Benjamin
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,9 +21,10 @@ from eqbench.metrics import METRICS
 from eqbench.profiles import INDEX, maps
 from eqbench.schema import UNGROUPED
 from eqbench.stats import LEVEL, mean_interval
+from eqbench.trajectories import SHARES, When, when
+from eqbench.wording import TOLD, between, count, listed, told
 
-SHOWN = 3
-TOLD = 6  # names that a sentence lists
+SHOWN = 4
 FEWEST = 3  # networks that a claim about networks in general takes
 ACROSS = "transverse_curvature"
 
@@ -48,7 +48,7 @@ class Finding:
 
 def findings(board: Board) -> list[Finding]:
     """At most `SHOWN` of them; fewer where a board has no numbers for the others."""
-    questions = (_emergence, _best, _landscape, _depth)
+    questions = (_emergence, _best, _when, _landscape, _depth)
     return list(islice((found for found in (ask(board) for ask in questions) if found), SHOWN))
 
 
@@ -59,10 +59,10 @@ def compared(board: Board) -> str:
     families = {facts.get("family") for facts in board.facts.values()} - {None}
     images = board.table.groupby("data", sort=False)["n_images"].max()
     sets = [f"{data} ({n} images)" if pd.notna(n) else str(data) for data, n in images.items()]
-    among = f" of {_count(len(families), 'family', 'families')}" if len(families) > 1 else ""
+    among = f" of {count(len(families), 'family', 'families')}" if len(families) > 1 else ""
     seeds, states = len({cell.seed for cell in cells}), {cell.state for cell in cells}
     beside = ", each beside the same architecture untrained" if states >= {"init", "final"} else ""
-    text = f"{_count(len(models), 'network')}{among}, under {_count(len(groups), 'group')} of transformations, on {_listed(sets)}"
+    text = f"{count(len(models), 'network')}{among}, under {count(len(groups), 'group')} of transformations, on {listed(sets)}"
     text += f", with up to {seeds} seeds" * (seeds > 1) + beside + "."
     if not board.counts["ok"]:
         return f"To be compared: {text} Nothing of it is measured yet, so there is nothing to find."
@@ -81,14 +81,14 @@ def _emergence(board: Board) -> Finding | None:
     better = [row for row, up, holds in zip(rows, gain, sure, strict=True) if holds and up > 0]
     worse = sum(holds and up < 0 for up, holds in zip(gain, sure, strict=True))
     name = Counter(row["ranked_by"] for row in better or rows).most_common(1)[0][0]
-    tests = f"{_count(len(rows), 'comparison')} (one network under one group, trained against untrained)"
+    tests = f"{count(len(rows), 'comparison')} (one network under one group, trained against untrained)"
     if not better and not worse:
         least, most = (f(row[f"{name}_emergence"] for row in rows if row["ranked_by"] == name) for f in (min, max))
         said = f"Of {tests}, none shows a change that could not be chance; {METRICS[name].title} changed by {number(least)} to {number(most)}."
         standing = list(dict.fromkeys(map(_standing, rows)))
-        return Finding(question, False, f"{said} Measured on {_listed(standing)}.", name)
+        return Finding(question, False, f"{said} Measured on {listed(standing)}.", name)
     counts = {"became more equivariant": len(better), "became less so": worse}
-    answer = f"Of {tests}, {_told(counts, len(rows))}."
+    answer = f"Of {tests}, {told(counts, len(rows))}."
     if better:
         top = max(
             (row for row in better if row["ranked_by"] == name), key=lambda row: _signed(row, f"{name}_emergence")
@@ -119,7 +119,7 @@ def _best(board: Board) -> Finding | None:
     if not wins:
         least = np.nanmedian([row["detectable"] for row in ranked if row["ranked_by"] == name])
         answer = (
-            f"Under none of {_count(len(boards), 'group')} does the interval of one network lie apart from all others'. "
+            f"Under none of {count(len(boards), 'group')} does the interval of one network lie apart from all others'. "
             f"{METRICS[name].title}: with {_standing(ranked[0])}, a true difference of {number(least)} is found in four of five comparisons, smaller ones less often."
         )
         return Finding(question, False, answer, name)
@@ -128,15 +128,43 @@ def _best(board: Board) -> Finding | None:
     name = first["ranked_by"]
     others = [row for row in ranked if (row["data"], row["group"]) == (data, first["group"]) and row["model"] != model]
     groups = len({group for where, group in boards if where == data})
-    answer = f"{model} on {data}: under {len(own)} of {_count(groups, 'group')} ({_listed([row['group'] for row in own])}) its whole interval is better than that of each other network."
+    answer = f"{model} on {data}: under {len(own)} of {count(groups, 'group')} ({listed([row['group'] for row in own])}) its whole interval is better than that of each other network."
     next_best = max(others, key=lambda row: _signed(row, name))
     answer += f" Under {first['group']}: {METRICS[name].title} {_interval(first, name)}, next {next_best['model']} with {_interval(next_best, name)}; {_standing(first)}."
     for over in mean_ranks(table):
         if over.data == data and over.metric == name and model in over.ranks:
             beaten = [other for other in over.ranks if over.apart(model, other)]
             p = f"= {number(over.p)}" if over.p >= 0.001 else "< 0.001"
-            answer += f" Its mean rank over {len(over.groups)} groups is {over.ranks[model]:.3g} of {len(over.ranks)} (Friedman p {p}), which differs from that of {_listed(beaten) or 'no other'} beyond the critical difference."
+            answer += f" Its mean rank over {len(over.groups)} groups is {over.ranks[model]:.3g} of {len(over.ranks)} (Friedman p {p}), which differs from that of {listed(beaten) or 'no other'} beyond the critical difference."
     return Finding(question, True, answer, name)
+
+
+def _when(board: Board) -> Finding | None:
+    """The epoch at which each network's symmetry share was half way, over its seeds."""
+    question = "When during training did these networks gain or lose symmetry?"
+    found, silent = when(board)
+    if not found and not silent:
+        return None
+    name = found[0].metric if found else SHARES[0]
+    sure = [one for one in found if one.known]
+    answer = f"Half of the final change of the {METRICS[name].title} was made "
+    answer += "; ".join(map(_half, sure[:TOLD])) + (
+        f"; and so on in {len(sure) - TOLD} more" if len(sure) > TOLD else ""
+    )
+    if not sure:
+        answer = f"When half of the final change of the {METRICS[name].title} was made"
+        answer += " cannot be told: that takes two seeds whose share changed, and times that lie together."
+    unsaid = silent + [f"{one.model} on {one.data}" for one in found if not one.known]
+    more = f" Nothing can be said of {listed(unsaid)}." if unsaid else ""
+    measured = dict.fromkeys(f"{count(one.images, 'image')}, {count(one.seeds, 'seed')}" for one in sure)
+    epochs = f" Measured on {listed(measured)}; between saved epochs it is interpolated." if sure else ""
+    return Finding(question, bool(sure), answer + "." * bool(sure) + epochs + more, name)
+
+
+def _half(one: When) -> str:
+    """`by epoch 2.3 [1.2, 4.1] of 30 in vit_digits under d4`."""
+    at = between(one.epoch, one.lo, one.hi)
+    return f"by epoch {at} of {one.last} in {one.model} on {one.data} under {listed(one.groups)}"
 
 
 def _landscape(board: Board) -> Finding | None:
@@ -150,13 +178,13 @@ def _landscape(board: Board) -> Finding | None:
     above = sum(one.value > 0 for _, one in sure)
     row, one = min(found, key=lambda pair: pair[1].p)
     n = board.seeds.measures[_key(row)][ACROSS, "final"][0].n
-    clearest = f"{_where(row)}, {METRICS[ACROSS].title} {_bounded(one, len(found))}; {_count(n or 0, 'image')}, {_count(int(row['n_seeds']), 'seed')}."
+    clearest = f"{_where(row)}, {METRICS[ACROSS].title} {_bounded(one, len(found))}; {count(n or 0, 'image')}, {count(int(row['n_seeds']), 'seed')}."
     counts = {
         "curved up across the symmetric weights, so that leaving them costs loss": above,
         "curved down there, so that training breaks the symmetry": len(sure) - above,
     }
-    surfaces = f"{_count(len(found), 'loss surface')} (one trained network under one group)"
-    answer = f"Of {surfaces}, {_told(counts, len(found))}. The clearest: {clearest}"
+    surfaces = f"{count(len(found), 'loss surface')} (one trained network under one group)"
+    answer = f"Of {surfaces}, {told(counts, len(found))}. The clearest: {clearest}"
     return Finding(question, bool(sure), answer, ACROSS)
 
 
@@ -169,23 +197,14 @@ def _depth(board: Board) -> Finding | None:
     halves = layers.assign(late=layers["depth"] > 0.5).groupby(["model", "data", "group", "late"])["value"].mean()
     by = halves.unstack("late").reindex(columns=[False, True]).dropna().groupby(["model", "data"]).mean()
     if len(by) < FEWEST:
-        answer = f"{_count(len(by), 'network')} with layers in both halves cannot speak for networks in general: {FEWEST} are the least."
+        answer = f"{count(len(by), 'network')} with layers in both halves cannot speak for networks in general: {FEWEST} are the least."
         return Finding(question, False, answer, INDEX)
     value, lo, hi = mean_interval((by[True] - by[False]).to_numpy(float))
     early, late = (number(by[half].mean()) for half in (False, True))
-    text = f"Emergence index of the layers in the later half minus the earlier half ({late} against {early}): {_between(value, lo, hi)}, over {len(by)} networks as a sample of networks, each the mean over its groups"
+    text = f"Emergence index of the layers in the later half minus the earlier half ({late} against {early}): {between(value, lo, hi)}, over {len(by)} networks as a sample of networks, each the mean over its groups"
     if lo <= 0 <= hi:
         return Finding(question, False, f"{text}: neither half gained more for certain.", INDEX)
     return Finding(question, True, f"{text}: more in the {'later' if lo > 0 else 'earlier'} half.", INDEX)
-
-
-def _told(counts: dict[str, int], among: int) -> str:
-    """`all became more equivariant`, or `3 became more equivariant, 1 less and 2 cannot be told from chance`."""
-    if among in counts.values():
-        ((said, _),) = [(said, count) for said, count in counts.items() if count == among]
-        return f"all {said}" if among > 1 else f"it {said}"
-    open_ = {"cannot be told from chance": among - sum(counts.values())}
-    return _listed([f"{count} {said}" for said, count in (counts | open_).items() if count])
 
 
 def _rows(board: Board) -> list[Row]:
@@ -211,30 +230,12 @@ def _where(row: Row) -> str:
 def _standing(row: Row) -> str:
     """`256 images, 2 seeds (3 untrained)`."""
     seeds, init = int(row["n_seeds"]), int(row["n_init_seeds"])
-    return f"{_count(int(row['n_images']), 'image')}, {_count(seeds, 'seed')}" + f" ({init} untrained)" * (
-        init != seeds
-    )
+    return f"{count(int(row['n_images']), 'image')}, {count(seeds, 'seed')}" + f" ({init} untrained)" * (init != seeds)
 
 
 def _bounded(found: Estimate, among: int) -> str:
-    return _between(found.value, *found.among(among))
-
-
-def _between(value: float, lo: float, hi: float) -> str:
-    return f"{number(value)} [{number(lo)}, {number(hi)}]"
+    return between(found.value, *found.among(among))
 
 
 def _interval(row: Row, name: str) -> str:
-    return _between(row[name], row[f"{name}_lo"], row[f"{name}_hi"])
-
-
-def _count(n: int, one: str, more: str | None = None) -> str:
-    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    """`a, b and c`, cut where there are many."""
-    known: Sequence[str] = list(names)
-    if len(known) > TOLD:
-        return f"{', '.join(known[:TOLD])} and {len(known) - TOLD} more"
-    return " and ".join(filter(None, [", ".join(known[:-1]), *known[-1:]]))
+    return between(row[name], row[f"{name}_lo"], row[f"{name}_hi"])

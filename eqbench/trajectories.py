@@ -101,7 +101,7 @@ class When:
 
     Attributes:
         epoch, lo, hi: geometric mean over seeds and its 95 % interval, of 1 + epoch; within training. last: its epochs.
-        groups: those under which training changed the share (Holm over the board); seeds: how many.
+        groups: those under which training changed the share (Holm over the board); seeds, images: how many.
     """
 
     model: str
@@ -113,6 +113,7 @@ class When:
     last: int
     groups: tuple[str, ...]
     seeds: int
+    images: int
 
     @property
     def known(self) -> bool:
@@ -150,7 +151,9 @@ def when(board: Board) -> tuple[list[When], list[str]]:
         low, high = contrast((1, Sample(mean, None, 0.0, 0.0, variance / len(values), df=df, seeds=len(values)))).ends
         at, lo, hi = (min(max(2**end - 1, 0.0), float(last)) for end in (mean, low, high))
         model, data, metric = network
-        found.append(When(model, data, metric, at, lo, hi, last, tuple(times[network]), len(values)))
+        groups = tuple(times[network])
+        images = board.seeds.over((model, data, groups[0]), metric, "final").n or 0
+        found.append(When(model, data, metric, at, lo, hi, last, groups, len(values), images))
     return sorted(found, key=lambda one: (one.epoch, one.model)), silent
 
 

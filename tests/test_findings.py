@@ -7,6 +7,7 @@ from board import DIGITS, fill, suite
 from markupsafe import escape
 
 from eqbench import findings as module
+from eqbench import wording
 from eqbench.columns import number
 from eqbench.findings import compared, findings
 from eqbench.leaderboard import load
@@ -47,7 +48,7 @@ def interval(text):
 
 def test_the_same_questions_in_one_order(deep):
     found = findings(deep)
-    assert [finding.metric for finding in found] == [RANKED, RANKED, "transverse_curvature"]
+    assert [finding.metric for finding in found] == [RANKED, RANKED, "symmetry_share", "transverse_curvature"]
     assert len(found) == module.SHOWN
     assert all(finding.metric in METRICS for finding in found)
     for finding in found:
@@ -180,10 +181,10 @@ def test_where_training_made_it_is_asked_of_networks_as_a_sample(tmp_path):
 
 
 def test_lists_are_cut():
-    assert module._listed([]) == ""
-    assert module._listed(["a"]) == "a"
-    assert module._listed("abc") == "a, b and c"
-    assert module._listed("abcdefgh") == "a, b, c, d, e, f and 2 more"
+    assert wording.listed([]) == ""
+    assert wording.listed(["a"]) == "a"
+    assert wording.listed("abc") == "a, b and c"
+    assert wording.listed("abcdefgh") == "a, b, c, d, e, f and 2 more"
 
 
 def test_the_page_begins_with_them(tmp_path):
