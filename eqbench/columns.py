@@ -22,7 +22,7 @@ THEMES = {
     "equivariance": ("orbit", "lie", "sweep", "consistency"),
     "robustness": ("robustness",),
     "mechanism": ("circuits", "ablation"),
-    "landscape": ("spectrum", "symmetries", "group_landscape", "sharpness", "slices"),
+    "landscape": ("spectrum", "symmetries", "group_landscape", "sharpness", "slices", "dynamics"),
 }  # of the probes' columns
 FACTS = {
     "parameters": ("cost", "params", "Parameters", "Number of weights."),

@@ -228,6 +228,8 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
             _check_split(probed, block.data, conf.split)
             if block.images:
                 replace(conf, images=block.images)  # checks the probe's other numbers against it
+            if conf.states and not set(conf.states) & set(block.states) and "saved" not in block.states:
+                raise UserError(f"probes: '{probe}' takes {' and '.join(conf.states)} alone, and states has it not")
             if conf.kinds and not set(conf.kinds) & set(kinds.values()):
                 raise UserError(f"probes: '{probe}' takes {' and '.join(conf.kinds)} groups, and there is none here")
         fitting = {kind for probe in block.probes for kind in schema.PROBES[probe].kinds}
@@ -251,7 +253,9 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
         for seed in range(block.seeds):
             for state in _states(plan, model, seed, block.states, where):
                 for probe in block.probes:
-                    taken = schema.PROBES[probe].kinds
+                    taken, only = schema.PROBES[probe].kinds, schema.PROBES[probe].states
+                    if only and state not in only:
+                        continue
                     groups = [group for group in block.groups if plan.option("group", group).kind in taken]
                     for group in groups if taken else [UNGROUPED]:
                         yield Cell(plan.name, model, f"s{seed}", state, group, probe)

@@ -143,6 +143,8 @@ class _Part:
     def identity(self, cell: Cell) -> str:
         model = self.where[0]
         read = [weights.check_state(self.root, model, *other) for other in self.plan.others(cell).values()]
+        if schema.PROBES[cell.probe].recalls:
+            read.append(str(self.card.get("dynamics")))
         return results.identity(self.plan.config(cell), " ".join([self.sha256, *read]), self.dataset(cell).sha256)
 
     def subject(self, cell: Cell) -> "Subject":
@@ -166,6 +168,7 @@ class _Part:
             self._subjects[key] = Subject(network, network.size, batches, len(images), labels, images.clusters)
         subject = self._subjects[key]
         folders = {name: weights.state_dir(self.root, cell.model, *at) for name, at in self.plan.others(cell).items()}
+        subject.training = partial(weights.read_dynamics, self.root, cell.model, cell.seed)
         subject.others = {name: partial(models.load_state, folder) for name, folder in folders.items()}
         return subject
 

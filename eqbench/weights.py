@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eqbench import results
-from eqbench.errors import UserError
+from eqbench.errors import Unsupported, UserError
 
 FILE = "model.safetensors"  # the weight file of a state's folder
 
@@ -70,6 +70,31 @@ def check_state(root: Path, model: str, seed: str, state: str) -> str:
     return found
 
 
+def dynamics_path(root: Path, model: str, seed: str) -> Path:
+    """What was recorded while a (model, seed) was trained."""
+    return Path(root, model, seed, "dynamics.json")
+
+
+def read_dynamics(root: Path, model: str, seed: str) -> dict[str, Any]:
+    """What was recorded while a (model, seed) was trained, as `dynamics.Recorder.log` gave it.
+
+    Raises:
+        Unsupported: nothing was; says why. UserError: the file is not the one that the card tells of.
+    """
+    card = read_card(root, model, seed)
+    if card.get("source") != "train":
+        raise Unsupported("it was not trained here")
+    if not card.get("dynamics"):
+        raise Unsupported("its recipe records nothing: set `dynamics` in it to the number of updates between two records")
+    path = dynamics_path(root, model, seed)
+    found = sha256_file(path) if path.is_file() else "no file"
+    if found != card["dynamics"]:
+        raise UserError(
+            f"{path}: expected sha256 {card['dynamics']}, found {found}: delete {path.parent} and train '{model}' again"
+        )
+    return results.read_json(path)
+
+
 def intact(root: Path, model: str, seed: str, **expected: Any) -> bool:
     """Whether there is a card that says all of `expected`, and every state on it is as it was written."""
     if not card_path(root, model, seed).exists():
@@ -78,6 +103,8 @@ def intact(root: Path, model: str, seed: str, **expected: Any) -> bool:
         card = read_card(root, model, seed)
         for state in card["states"]:
             check_state(root, model, seed, state)
+        if card.get("dynamics"):
+            read_dynamics(root, model, seed)
     except UserError:
         return False
     return all(card.get(key) == value for key, value in expected.items())

@@ -14,6 +14,7 @@ from eqbench.probes.base import ieee
 from eqbench.symmetries.transformations import Weights
 
 CONFIRMING = 4  # images on which symmetries are confirmed
+STEPS = ("update", "loss", "lr", "threshold", "lambda_max", "residual", "alignment", "curvature", "gradient")
 
 
 class Recorder:
@@ -96,16 +97,24 @@ class Recorder:
 
     @property
     def log(self) -> dict[str, Any]:
-        """What is written: what was recorded, and what a reader must know of it."""
+        """What is written: what was recorded, an array a number over the steps, and what a reader must know of it."""
         dtype = next(self.network.parameters()).dtype
+        instances = {family: len(some) for family, some in self.conservation.families.items()}
         return {
             "every": self.every,
             "momentum": self.momentum,
             "eps": torch.finfo(dtype).eps,
             "images": len(self.edge.x),
             "parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
-            "instances": {family: len(some) for family, some in self.conservation.families.items()},
-            "rows": self.rows,
+            "instances": instances,
+            "reason": next((row["reason"] for row in self.rows if "reason" in row), None),
+            "steps": {key: [row.get(key) for row in self.rows] for key in STEPS},
+            "families": {
+                family: {
+                    key: [row["families"][family][key] for row in self.rows] for key in self.rows[0]["families"][family]
+                }
+                for family in (self.rows[0]["families"] if self.rows else ())
+            },
         }
 
     @property

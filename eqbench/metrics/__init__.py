@@ -4,6 +4,7 @@ from eqbench.metrics.ablation import ABLATION
 from eqbench.metrics.base import Metric
 from eqbench.metrics.circuits import CIRCUITS
 from eqbench.metrics.consistency import CONSISTENCY
+from eqbench.metrics.dynamics import DYNAMICS
 from eqbench.metrics.emergence import EMERGENCE
 from eqbench.metrics.group_landscape import GROUP_LANDSCAPE
 from eqbench.metrics.ladder import LADDER
@@ -36,5 +37,6 @@ METRICS: dict[str, Metric] = {
         *GROUP_LANDSCAPE,
         *SHARPNESS,
         *SLICES,
+        *DYNAMICS,
     )
 }

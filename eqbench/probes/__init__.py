@@ -17,6 +17,7 @@ from eqbench.probes import (
     ablation,
     circuits,
     consistency,
+    dynamics,
     group_landscape,
     lie,
     orbit,
@@ -48,6 +49,7 @@ RUN: dict[type[schema.Probe], Callable[[Subject, Any, Any, Any], Finding]] = {
     schema.Sharpness: sharpness.run,
     schema.Slices: slices.run,
     schema.Robustness: robustness.run,
+    schema.Dynamics: dynamics.run,
 }
 
 

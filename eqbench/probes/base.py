@@ -39,6 +39,11 @@ class Finding:
     hvps: int = 0
 
 
+def unrecorded() -> dict[str, Any]:
+    """The record of the training of a network in memory: there is none."""
+    raise Unsupported("nothing was recorded of its training")
+
+
 @dataclass
 class Subject:
     """A network in evaluation mode and the images it is probed on.
@@ -50,6 +55,7 @@ class Subject:
         n: how many images there are. labels: (n,) class indices, or None.
         clusters: (n,), equal for images that depend on each other; None: all independent.
         others: loads other weights of the same architecture to compare with: `init`, or a seed's name.
+        training: reads what was recorded while the network was trained; Unsupported where nothing was.
     """
 
     network: nn.Module
@@ -59,6 +65,7 @@ class Subject:
     labels: Tensor | None = None
     clusters: NDArray[np.int64] | None = None
     others: dict[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    training: Callable[[], dict[str, Any]] = unrecorded
     forwards: int = 0
     checked: bool = False  # whether the network is known to take the images and to give logits
     _logits: dict[tuple[int, Any], Tensor] = field(default_factory=dict)

@@ -17,11 +17,15 @@ class Probe:
         version: bumped when the probe's mathematics changes: exactly its cells are then computed again.
         kinds: of the groups that it takes; none: the probe has no group, and writes one cell, under group `none`.
         compares: whether it compares weights with others of the same architecture (`config.Plan.others`).
+        states: of the weights that it takes; none: all.
+        recalls: whether it reads what was recorded while the weights were trained.
     """
 
     version: ClassVar[int] = 1
     kinds: ClassVar[tuple[str, ...]] = ()
     compares: ClassVar[bool] = False
+    states: ClassVar[tuple[str, ...]] = ()
+    recalls: ClassVar[bool] = False
     images: int = 256
     split: Split = Split.test
 
@@ -296,6 +300,16 @@ class Robustness(Resampled):
         require(1 <= self.pgd_steps <= 1000, "pgd_steps", "in 1..1000", self.pgd_steps)
 
 
+@dataclass
+class Dynamics(Probe):
+    """conf/probe/dynamics.yaml: what was recorded while the weights were trained; the images play no part."""
+
+    states: ClassVar[tuple[str, ...]] = ("final",)
+    recalls: ClassVar[bool] = True
+    images: int = 8
+    split: Split = Split.train
+
+
 PROBES: dict[str, type[Probe]] = {
     "orbit": Orbit,
     "circuits": Circuits,
@@ -309,4 +323,5 @@ PROBES: dict[str, type[Probe]] = {
     "sharpness": Sharpness,
     "slices": Slices,
     "robustness": Robustness,
+    "dynamics": Dynamics,
 }

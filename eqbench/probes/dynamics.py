@@ -1,0 +1,129 @@
+"""What was recorded while a network trained: identities of its steps, charges, sharpness and the gradient in it.
+
+Curves: `steps`, an entry a logged step: update, loss, lr, threshold, lambda_max (the largest), alignment, curvature;
+`families`, an entry a family (and the control): its instances, and identity, charge, change, decay, square, remainder,
+residual, imbalance and decay_imbalance over the steps, as in `dynamics.conservation`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eqbench.errors import Unsupported
+from eqbench.groups import Group
+from eqbench.probes.base import Finding, Subject
+from eqbench.results import Measure
+from eqbench.schema import Dynamics
+from eqbench.stats import Array, bootstrap
+from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL
+
+RESAMPLES = 2000
+FEW = 8  # logged steps below which there is no interval over them
+ADAPTIVE = "its optimiser is adaptive"
+
+
+def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Dynamics) -> Finding:
+    """Sum up the record of the training.
+
+    Raises:
+        Unsupported: there is none; says why.
+    """
+    log = subject.training()
+    steps, families = log["steps"], log["families"]
+    count = len(steps["update"])
+    if not count:
+        raise Unsupported("no step was logged: set `dynamics` of its recipe below the number of updates")
+    exact = {name: one for name, one in families.items() if name != CONTROL}
+    clean = {name: one for name, one in exact.items() if name not in BUT_FOR_EPS}
+    control = families.get(CONTROL)
+    null = float(np.sqrt(np.mean(np.square(control["identity"])))) if control else None
+    metrics = {
+        "step_identity": _worst(clean, "identity", count, log["eps"], null),
+        "charge_residual": _worst(clean, "residual", count, log["eps"], None)
+        if log["momentum"] == 0
+        else Measure(None, reason=ADAPTIVE if log["momentum"] is None else "its optimiser has momentum"),
+        "charge_breaking": _breaking(exact, count),
+        "decay_imbalance": _decay_imbalance(exact),
+    }
+    metrics |= _edge(log)
+    curve = [dict(zip(steps, values, strict=True)) for values in zip(*steps.values(), strict=True)]
+    for entry in curve:
+        entry["lambda_max"] = entry["lambda_max"] and entry["lambda_max"][0]
+    entries = [{"family": name, "instances": log["instances"].get(name, 0), **one} for name, one in families.items()]
+    return Finding(metrics, {"steps": curve, "families": entries})
+
+
+def _worst(families: dict[str, Any], key: str, count: int, floor: float, null: float | None) -> Measure:
+    """The largest root mean square over steps of any family."""
+    found = [float(np.sqrt(np.mean(np.square(one[key])))) for one in families.values() if key in one]
+    return Measure(max(found, default=None), n=count, floor=floor, null=null, reason=None if found else "no family was found")
+
+
+def _breaking(families: dict[str, Any], count: int) -> Measure:
+    charged = [one for one in families.values() if "remainder" in one]
+    if not charged:
+        return Measure(None, reason="no family has charges")
+    broken = np.abs([one["remainder"] for one in charged]).T
+    whole = broken + np.abs([one["decay"] for one in charged]).T + np.abs([one["square"] for one in charged]).T
+    moving = whole.sum(0) > 0
+
+    def share(w: Array) -> Array:
+        return np.mean((w @ broken[:, moving]) / (w @ whole[:, moving]), axis=-1)
+
+    return over_steps(share, count)
+
+
+def over_steps(statistic: Any, count: int, null: float | None = None) -> Measure:
+    """A statistic of logged steps with its interval over blocks of consecutive ones, each about the root of their number.
+
+    Args:
+        statistic: maps weights (B, count) on the steps to values (B,).
+    """
+    if count < FEW:
+        return Measure(float(statistic(np.ones((1, count)))[0]), n=count, null=null)
+    clusters = np.arange(count) // round(math.sqrt(count))
+    return Measure(*bootstrap(statistic, count, RESAMPLES, clusters), n=count, null=null)
+
+
+def _mean(values: Sequence[float], null: float | None = None) -> Measure:
+    x = np.array(values)
+    return over_steps(lambda w: w @ x / w.sum(-1), len(x), null)
+
+
+def _decay_imbalance(families: dict[str, Any]) -> Measure:
+    curves = [one["decay_imbalance"] for one in families.values() if "decay_imbalance" in one]
+    known = [curve for curve in curves if None not in curve]
+    if not known:
+        return Measure(None, reason="there is no weight decay" if curves else "no family has charges of both sides")
+    first, last = (sum(curve[i] for curve in known) / len(known) for i in (0, -1))
+    return Measure(last, null=first)
+
+
+def _edge(log: dict[str, Any]) -> dict[str, Measure]:
+    steps = log["steps"]
+    known = [i for i, values in enumerate(steps["lambda_max"]) if values]
+    if not known:
+        reason = log["reason"] or "no sharpness was logged"
+        return {
+            name: Measure(None, reason=reason)
+            for name in ("training_sharpness", "edge_ratio", "top_alignment", "gradient_curvature")
+        }
+    top = {i: steps["lambda_max"][i][0] for i in known}
+    end, error = top[known[-1]], steps["residual"][known[-1]]
+    found = {"training_sharpness": Measure(end, end - error, end + error, log["images"], null=top[known[0]])}
+    fast = [i for i in known if steps["threshold"][i] and steps["lr"][i] >= max(steps["lr"]) / 2]
+    found["edge_ratio"] = (
+        _mean([top[i] / steps["threshold"][i] for i in fast], null=1.0)
+        if fast
+        else Measure(None, reason=f"{ADAPTIVE}: 2 / lr is not its edge of stability")
+    )
+    aimed = [i for i in known if steps["alignment"][i] is not None]
+    if not aimed:
+        nowhere = "the gradient vanishes"
+        return found | {name: Measure(None, reason=nowhere) for name in ("top_alignment", "gradient_curvature")}
+    chance = math.sqrt(len(steps["lambda_max"][known[0]]) / log["parameters"])
+    found["top_alignment"] = _mean([steps["alignment"][i] for i in aimed], null=chance)
+    found["gradient_curvature"] = _mean([steps["curvature"][i] / top[i] for i in aimed if top[i] > 0])
+    return found
