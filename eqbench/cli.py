@@ -82,31 +82,17 @@ def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
 def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Train a model from scratch, to data/weights/<model>/<seed>/; killed and run again, it goes on."""
     plan = _free_plan(overrides)
-    conf = plan.option("model", names["model"])
     if not plan.trained(names["model"]):
         raise UserError(
             f"model '{names['model']}' is fetched: `python -m eqbench fetch model={names['model']} seed={_seed(names)}`"
         )
-    recipe = plan.option("train", conf.train)
-    data_conf = plan.option("data", recipe.data)
-    augment = None if recipe.augment == "none" else plan.option("group", recipe.augment)
 
-    from eqbench import groups
+    from eqbench.epochs import Task
     from eqbench.training import train
 
     card = card_path(WEIGHTS, names["model"], _seed(names))
     with held(card.with_name(".lock")):
-        train(
-            names["model"],
-            conf,
-            recipe,
-            recipe.data,
-            data_conf,
-            _seed(names),
-            WEIGHTS,
-            plan.weights(names["model"]),
-            augment=groups.get_finite(augment.action, augment.file) if augment else groups.get_finite("none"),
-        )
+        train(Task.of(plan, names["model"], _seed(names)), WEIGHTS)
     print(card)
 
 

@@ -113,9 +113,11 @@ class Plan:
         if conf.source is schema.Source.train:
             recipe = self.option("train", conf.train)
             tree |= {"train": self.plain("train", conf.train), "data": self.plain("data", recipe.data)}
-            if recipe.augment != UNGROUPED:
-                group = self.plain("group", recipe.augment)
-                tree["group"] = {key: group[key] for key in ("action", "file", "sha256") if group[key]}
+            for use, name in recipe.groups.items():
+                group = self.plain("group", name)
+                tree[{"augment": "group"}.get(use, use)] = {
+                    key: group[key] for key in ("action", "file", "sha256") if group[key]
+                }
         return tree
 
     def stamps(self, cells: Sequence[Cell]) -> dict[str, str]:
@@ -245,8 +247,7 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
                 if learnt.kind is schema.DataKind.photos or not learnt.labels:
                     raise UserError(f"conf/train/{conf.train}.yaml: data: '{recipe.data}' has no labels to train on")
                 _check_split(learnt, recipe.data, schema.Split.train)
-                if recipe.augment != UNGROUPED and plan.option("group", recipe.augment).kind != schema.FINITE:
-                    raise UserError(f"conf/train/{conf.train}.yaml: augment: '{recipe.augment}' is not a finite group")
+                _check_groups(plan, recipe, f"conf/train/{conf.train}.yaml")
     except UserError as error:
         raise UserError(str(error) if str(error).startswith("conf/") else f"{where}: {error}") from None
     for model in block.models:
@@ -266,18 +267,30 @@ def _check_split(conf: schema.Data, name: str, split: schema.Split) -> None:
         raise UserError(f"conf/data/{name}.yaml: {split}: is missing, and the {split} images are asked for")
 
 
+def _check_groups(plan: Plan, recipe: schema.Train, where: str) -> None:
+    kinds = {use: plan.option("group", name).kind for use, name in recipe.groups.items()}
+    if recipe.penalty is not None and kinds["penalty"] != schema.FORMS[recipe.penalty.form]:
+        form, name = recipe.penalty.form, recipe.penalty.group
+        needed = f"form '{form}' takes a {schema.FORMS[form]} group"
+        raise UserError(f"{where}: penalty.group: {needed}, and '{name}' is {kinds['penalty']}")
+
+
 def _states(plan: Plan, model: str, seed: int, states: list[str], where: str) -> Iterator[str]:
+    """The states that a block asks of a model, each once; `saved` is every state that its recipe leaves."""
     conf = plan.option("model", model)
+    saved = plan.option("train", conf.train).saved if conf.source is schema.Source.train else []
+    if schema.SAVED in states:
+        ends = [] if conf.source is schema.Source.random else ["final"]
+        states = list(dict.fromkeys(["init", *(f"epoch-{epoch:03d}" for epoch in saved), *ends, *states]))
+        states.remove(schema.SAVED)
     for state in states:
         match = schema.STATE.fullmatch(state)
-        if match and match[1] and conf.source is not schema.Source.random:
-            saved = plan.option("train", conf.train).save if conf.train else []
-            if int(match[1]) not in saved:
-                raise UserError(
-                    f"{where}: model '{model}' has no state '{state}': add {int(match[1])} to `save` of its recipe"
-                    if conf.train
-                    else f"{where}: model '{model}' is not trained here and has only the states init and final"
-                )
+        if match and match[1] and conf.source is not schema.Source.random and int(match[1]) not in saved:
+            raise UserError(
+                f"{where}: model '{model}' has no state '{state}': add {int(match[1])} to `save` of its recipe"
+                if conf.train
+                else f"{where}: model '{model}' is not trained here and has only the states init and final"
+            )
         if state != "init" and conf.source is schema.Source.random:
             raise UserError(f"{where}: model '{model}' is untrained and has no state '{state}': set `states: [init]`")
         if state == "final" and seed > 0 and conf.source is not schema.Source.train:
@@ -294,6 +307,6 @@ def _used(plan: Plan, suite: schema.Suite) -> set[tuple[str, str]]:
             used.add(("model", model))
             if plan.trained(model):
                 train = plan.option("model", model).train
-                used |= {("train", train), ("data", plan.option("train", train).data)}
-                used.add(("group", plan.option("train", train).augment))
+                recipe = plan.option("train", train)
+                used |= {("train", train), ("data", recipe.data)} | {("group", name) for name in recipe.groups.values()}
     return used

@@ -6,7 +6,7 @@ Nothing here imports torch until a cell has to be measured.
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
@@ -204,14 +204,22 @@ class _Part:
         return result
 
     def _learned(self, placebo: Group | None) -> str | None:
-        """Why a group is no placebo for these weights: its elements were in the training augmentation."""
-        augment = (self.card.get("recipe") or {}).get("augment", UNGROUPED)
-        if not isinstance(placebo, FiniteGroup) or augment == UNGROUPED or self.where[2] == "init":
+        """Why a group is no placebo for these weights: training acted with its elements, or punished the lack of them."""
+        recipe = self.card.get("recipe") or {}
+        if not isinstance(placebo, FiniteGroup) or self.where[2] == "init":
             return None
-        learnt = self.card["config"]["group"]
-        trained = groups.get(learnt["action"], learnt.get("file"))
-        inside = isinstance(trained, FiniteGroup) and placebo.keys() <= trained.keys()
-        return f"{placebo.name} is part of the training augmentation {augment}, so it is no placebo" if inside else None
+        uses = {"group": ("augmentation", recipe.get("augment", UNGROUPED))}
+        uses["penalty"] = ("penalty", (recipe.get("penalty") or {}).get("group", UNGROUPED))
+        known: dict[str, set[Hashable]] = {}
+        for key, (word, name) in uses.items():
+            if name != UNGROUPED:
+                conf = self.card["config"][key]
+                known[f"{word} {name}"] = groups.get(conf["action"], conf.get("file")).keys()
+        left = placebo.keys() - groups.get_finite(UNGROUPED).keys()
+        if not left <= set().union(*known.values()):
+            return None
+        parts = [text for text, keys in known.items() if left & keys]
+        return f"{placebo.name} is part of the training {' and '.join(parts)}, so it is no placebo"
 
     def _provenance(self, cell: Cell) -> dict[str, Any]:
         facts = {k: self.card["facts"].get(k) for k in ("family", "architecture", "parameters", "image_size")}

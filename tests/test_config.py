@@ -150,14 +150,14 @@ def test_a_probes_version_is_in_its_cells():
         (["suite.demo.blocks.digits=3"], r"blocks.digits: expected keys and values"),
         (["suite.demo.blocks.digits.groups=[]"], r"probes: 'orbit' takes finite groups, and there is none here"),
         (["suite.demo.blocks.digits.groups=[c4,c4]"], r"groups: expected each named once"),
-        (["suite.demo.blocks.digits.states=[last]"], r"states: expected init, final or epoch-NNN, got 'last'"),
+        (["suite.demo.blocks.digits.states=[last]"], r"states: expected saved, init, final or epoch-NNN, got 'last'"),
         (["suite.demo.blocks.digits.states=[epoch-003]"], r"no state 'epoch-003': add 3 to `save`"),
         (["suite.demo.blocks.pretrained.states=[epoch-003]"], r"is not trained here"),
         (
             ["suite.demo.blocks.digits.models=vit_digits"],
             r"blocks.digits: models: expected a list, e.g. \[vit_digits\]",
         ),
-        (["suite.demo.blocks.digits.states=[epoch-0003]"], r"states: expected init, final or epoch-NNN"),
+        (["suite.demo.blocks.digits.states=[epoch-0003]"], r"states: expected saved, init, final or epoch-NNN"),
         (["suite.demo.blocks.digits.images=4"], r"images: expected at least 8"),
         (
             ["probe.orbit.floor_images=200", "suite.demo.blocks.digits.images=64"],

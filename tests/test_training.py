@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from eqbench import data, feeding, groups, models, options, preprocessing, schema, training, weights
+from eqbench import data, epochs, feeding, groups, models, options, preprocessing, schema, training, weights
+from eqbench.epochs import Task
 from eqbench.errors import UserError
-from eqbench.schema import DataKind, Source
+from eqbench.schema import DataKind, Form, Opt, Source
 
 MODEL = schema.Model(timm="test_resnet", source=Source.train, train="tiny", image_size=32, args={"drop_rate": 0.2})
 # Everything that an interruption might lose: momenta, averaged weights, dropout, batch norm, the group elements drawn.
@@ -24,13 +25,15 @@ RECIPE = schema.Train(data="tiny", epochs=3, lr=3e-3, batch_size=16, clip_grad=1
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from eqbench import groups, schema, training
+from eqbench import epochs, groups, schema, training
 model, recipe, data, roots = json.loads(sys.argv[1])
+recipe = schema.Train(**recipe | {"penalty": schema.Penalty(**recipe["penalty"])})
 for root in roots:
-    training.train(
-        "tiny", schema.Model(**model), schema.Train(**recipe), "tiny", schema.Data(**data), "s0", Path(root), {},
-        augment=groups.get(recipe["augment"]),
+    task = epochs.Task(
+        "tiny", "s0", schema.Model(**model), recipe, schema.Data(**data), {},
+        augment=groups.get(recipe.augment), penalised=groups.get(recipe.penalty.group),
     )
+    training.train(task, Path(root))
 """
 
 
@@ -51,11 +54,12 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def run(tiny, tmp_path):
-    def run(where="a", recipe=RECIPE, model=MODEL, data=tiny, seed="s0", action=None):
+    def run(where="a", recipe=RECIPE, model=MODEL, data=tiny, seed="s0"):
         root = tmp_path / where
         tree = {"recipe": asdict(recipe), "model": asdict(model)}
-        augment = groups.get(action or recipe.augment)
-        training.train("tiny", model, recipe, "tiny", data, seed, root, tree, augment=augment)
+        used = {use: groups.get(name) for use, name in recipe.groups.items()}
+        task = Task("tiny", seed, model, recipe, data, tree, used.get("augment"), used.get("penalty"))
+        training.train(task, root)
         return weights.read_card(root, "tiny", seed)
 
     return run
@@ -84,7 +88,7 @@ def test_card_states_and_metrics(run, tmp_path, tiny):
     x, y = next(preprocessing.batches(test, 32, len(test), network.interpolation))
     with torch.inference_mode():
         logits = network(x)
-    assert card["metrics"][-1]["test_loss"] == pytest.approx(float(training.F.cross_entropy(logits, y)), rel=1e-5)
+    assert card["metrics"][-1]["test_loss"] == pytest.approx(float(epochs.F.cross_entropy(logits, y)), rel=1e-5)
     assert card["metrics"][-1]["test_accuracy"] == float((logits.argmax(1) == y).float().mean())
 
 
@@ -121,8 +125,8 @@ def test_learning_rate_is_warmed_up_then_a_cosine(run, warmup, floor):
 
 def test_vectors_have_no_weight_decay(run, monkeypatch):
     made = []
-    create = training.create_optimizer_v2
-    monkeypatch.setattr(training, "create_optimizer_v2", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
+    create = epochs.create_optimizer_v2
+    monkeypatch.setattr(epochs, "create_optimizer_v2", lambda *a, **k: made.append(create(*a, **k)) or made[-1])
     run(recipe=replace(RECIPE, epochs=1, warmup_epochs=0, weight_decay=0.3))
     decays = {p.ndim > 1: group["weight_decay"] for group in made[0].param_groups for p in group["params"]}
     assert decays == {True: 0.3, False: 0}
@@ -148,10 +152,10 @@ class Crash(BaseException):
 @pytest.mark.parametrize(
     ("where", "name", "call"),
     [
-        (training._Run, "_train", 1),
-        (training._Run, "_train", 3),
-        (training._Run, "_write", 1),
-        (training._Run, "_write", 2),
+        (epochs.Run, "_train", 1),
+        (epochs.Run, "_train", 3),
+        (epochs.Run, "_write", 1),
+        (epochs.Run, "_write", 2),
         (os, "replace", 2),
         (models, "save_state", 1),
         (models, "save_state", 2),
@@ -180,7 +184,7 @@ def test_resumes_bit_identically_after_a_crash(run, tmp_path, monkeypatch, where
 
 
 def test_finished_epochs_are_not_repeated(run, monkeypatch):
-    trained, one = [], training._Run._train
+    trained, one = [], epochs.Run._train
 
     def counted(self, generator):
         trained.append(self.epoch)
@@ -188,7 +192,7 @@ def test_finished_epochs_are_not_repeated(run, monkeypatch):
             raise Crash
         return one(self, generator)
 
-    monkeypatch.setattr(training._Run, "_train", counted)
+    monkeypatch.setattr(epochs.Run, "_train", counted)
     with pytest.raises(Crash):
         run()
     run()
@@ -196,7 +200,8 @@ def test_finished_epochs_are_not_repeated(run, monkeypatch):
 
 
 def test_resumes_bit_identically_after_kill(tiny, tmp_path):
-    recipe = replace(RECIPE, epochs=24)
+    penalty = schema.Penalty(Form.twirl, "d4", 0.1)
+    recipe = replace(RECIPE, epochs=24, opt="sgd", lr=0.01, augment="rotation", penalty=penalty, fraction=0.6)
 
     def command(*roots):
         arguments = [asdict(MODEL), asdict(recipe), asdict(tiny), [str(root) for root in roots]]
@@ -254,18 +259,21 @@ def test_act_is_the_groups_action_on_each_image():
 def test_augmentation_draws_every_element_anew(run, monkeypatch):
     drawn = []
 
-    def watched(group, x, numbers):
-        drawn.append(numbers)
-        return feeding.act(group, x, numbers)
+    act = feeding.act
 
-    monkeypatch.setattr(training, "act", watched)
+    def watched(group, x, numbers):
+        if len(x) == 16:  # not the check that the group acts
+            drawn.append(numbers)
+        return act(group, x, numbers)
+
+    monkeypatch.setattr(feeding, "act", watched)
     augmented = run("d4", replace(RECIPE, epochs=8))["states"]
     counts = torch.bincount(torch.cat(drawn), minlength=8)
     assert counts.sum() == 8 * 48
     assert counts.min() > 24  # 48 expected, standard deviation 6.5
     epochs = torch.cat(drawn).view(8, 48)
     assert len({tuple(row) for row in epochs.tolist()}) == 8
-    plain = run("none", replace(RECIPE, epochs=8), action="none")["states"]
+    plain = run("none", replace(RECIPE, epochs=8, augment="none"))["states"]
     assert plain["init"] == augmented["init"]
     assert plain["final"] != augmented["final"]
 
@@ -304,7 +312,7 @@ def test_data_that_cannot_be_trained_on(run, tiny, tmp_path):
 
 def test_card_of_an_earlier_training_goes_first(run, tmp_path, monkeypatch):
     run()
-    monkeypatch.setattr(training._Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
+    monkeypatch.setattr(epochs.Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
     with pytest.raises(Crash):
         run(recipe=replace(RECIPE, lr=RECIPE.lr / 2))
     assert not weights.card_path(tmp_path / "a", "tiny", "s0").exists()
@@ -313,7 +321,7 @@ def test_card_of_an_earlier_training_goes_first(run, tmp_path, monkeypatch):
 def test_a_finished_training_is_not_done_again(run, tmp_path, monkeypatch):
     run()
     before = files(tmp_path / "a")
-    monkeypatch.setattr(training._Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
+    monkeypatch.setattr(epochs.Run, "_train", lambda *_: (_ for _ in ()).throw(Crash))
     run()
     assert files(tmp_path / "a") == before
     (tmp_path / "a" / "tiny" / "s0" / "final" / "model.safetensors").write_bytes(b"spoilt")
@@ -331,5 +339,5 @@ def test_a_recipe_of_the_demo_learns_digits(tmp_path):
     conf = options.load("model", "convnext_digits")
     recipe = replace(options.load("train", conf.train), epochs=2)
     images = options.load("data", recipe.data)
-    training.train("m", conf, recipe, recipe.data, images, "s0", tmp_path, {}, augment=groups.get_finite("none"))
+    training.train(Task("m", "s0", conf, recipe, images, {}), tmp_path)
     assert weights.read_card(tmp_path, "m", "s0")["metrics"][-1]["test_accuracy"] >= 0.85

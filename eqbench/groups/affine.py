@@ -9,7 +9,8 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from eqbench.errors import UserError
-from eqbench.groups.base import Group
+from eqbench.groups import lattice
+from eqbench.groups.base import FiniteGroup, Group
 from eqbench.groups.resampling import through_disc, warp
 from eqbench.groups.spatial import SpatialGroup, cells, positions
 from eqbench.groups.translation import Translation
@@ -60,6 +61,10 @@ class Linear(SpatialGroup):
         """
         return through_disc(self._moved(x, g[1]), self.share)
 
+    def filled(self, x: "Tensor", g: tuple[str, float]) -> "Tensor":
+        """Without the disc: corners that come from beyond the border show the image mirrored at it."""
+        return self._moved(x, g[1])
+
     def round_trip(self, x: "Tensor", g: tuple[str, float]) -> "Tensor":
         """Through the disc once, at the end: it would cut off on the way what comes back."""
         return through_disc(self._moved(self._moved(x, g[1]), -g[1]), self.share)
@@ -83,6 +88,12 @@ class Linear(SpatialGroup):
             return [math.radians(15 * i) for i in range(24)]
         return [self.reach * i / 4 for i in range(-4, 5)]
 
+    def farthest(self, generator: str, size: int) -> float:
+        return self.reach
+
+    def subgroups(self) -> Sequence[FiniteGroup]:
+        return () if self.growth else (lattice.GROUPS["c4"],)
+
 
 class Affine(SpatialGroup):
     """The affine group of the plane, by generators that span gl(2) + R^2; each acts as the one-parameter group it names."""
@@ -103,6 +114,9 @@ class Affine(SpatialGroup):
     def act(self, x: "Tensor", g: tuple[str, float]) -> "Tensor":
         return self._members[g[0]].act(x, g)
 
+    def filled(self, x: "Tensor", g: tuple[str, float]) -> "Tensor":
+        return self._members[g[0]].filled(x, g)
+
     def round_trip(self, x: "Tensor", g: tuple[str, float]) -> "Tensor":
         return self._members[g[0]].round_trip(x, g)
 
@@ -111,6 +125,13 @@ class Affine(SpatialGroup):
 
     def sweep(self, generator: str, size: int) -> Sequence[float]:
         return self._members[generator].sweep(generator, size)
+
+    def farthest(self, generator: str, size: int) -> float:
+        return self._members[generator].farthest(generator, size)
+
+    def subgroups(self) -> Sequence[FiniteGroup]:
+        members = dict.fromkeys(self._members.values())
+        return [subgroup for group in members for subgroup in group.subgroups()]
 
 
 FIFTH = math.log(1.25)  # scales from 0.8 to 1.25

@@ -42,6 +42,10 @@ class Group(ABC):
         """What stands for the action of g: equal across groups only where the actions are equal."""
         return self.name, str(sorted(vars(self).items())), g  # groups of one class differ by their attributes
 
+    @abstractmethod
+    def keys(self) -> set[Hashable]:
+        """The key of every element of a finite group; of a continuous one, those of its finite subgroups."""
+
 
 class FiniteGroup(Group):
     """A finite group G, `act(x, gh) = act(act(x, h), g)`."""
@@ -87,7 +91,6 @@ class FiniteGroup(Group):
         return "identity" if g == self.elements()[0] else super().key(g)
 
     def keys(self) -> set[Hashable]:
-        """The key of every element: what tells one group from another."""
         return {self.key(g) for g in self.elements()}
 
     def inverse(self, g: Any) -> Any:
@@ -117,6 +120,17 @@ class LieGroup(Group):
         """exp(-tX) exp(tX) x: what resampling there and back again leaves of x, shown as `act` shows it."""
         return self.act(self.act(x, g), (g[0], -g[1]))
 
+    def filled(self, x: "Tensor", g: tuple[str, float]) -> "Tensor":
+        """exp(tX) x to be trained on: where `act` shows a part of the image alone, all of it, whatever fills its corners."""
+        return self.act(x, g)
+
+    def subgroups(self) -> Sequence[FiniteGroup]:
+        """Those of the finite groups of `eqbench.groups` whose elements are among its own."""
+        return ()
+
+    def keys(self) -> set[Hashable]:
+        return set().union(*(group.keys() for group in self.subgroups()))
+
     @abstractmethod
     def velocity(self, x: "Tensor", generator: str, pixels: int | None = None) -> "Tensor":
         """d/dt exp(tX) x at t = 0: same shape and dtype as x; linear in x where the group is spatial.
@@ -130,3 +144,7 @@ class LieGroup(Group):
     @abstractmethod
     def sweep(self, generator: str, size: int) -> Sequence[float]:
         """The t at which a sweep of images of `size` px measures the finite action, 0 among them."""
+
+    def farthest(self, generator: str, size: int) -> float:
+        """The largest |t| to train on with images of `size` px: as far as a sweep goes, to either side."""
+        return max(abs(t) for t in self.sweep(generator, size))

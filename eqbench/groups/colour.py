@@ -116,6 +116,12 @@ class Hue(ColourGroup):
         """Every 15 degrees of the circle."""
         return [math.radians(15 * i) for i in range(24)]
 
+    def farthest(self, generator: str, size: int) -> float:
+        return math.pi
+
+    def subgroups(self) -> Sequence[FiniteGroup]:
+        return (ChannelPermutations("rgb_cycle", CYCLE),)
+
 
 class Brightness(ColourGroup):
     """exp(tX) c = c + t."""

@@ -110,6 +110,9 @@ class Translation(SpatialGroup):
         phases = [float(t) for t in range(PHASES)] + [t + 0.5 for t in range(HALF_PIXELS)]
         return sorted(t for t in phases if t <= size / 2)
 
+    def subgroups(self) -> Sequence[FiniteGroup]:
+        return (CircularShifts("translation_circular"),)
+
 
 def crop(x: "Tensor", dy: int, dx: int, size: int) -> "Tensor":
     """The window of size x size px whose top left corner is pixel (dy, dx) of the images (..., H, W).

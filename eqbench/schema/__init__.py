@@ -3,7 +3,6 @@
 Every key is documented where it is declared; a value out of range is refused with the key's name.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,10 +32,12 @@ from eqbench.schema.probes import (
     Sweep,
     Symmetries,
 )
+from eqbench.schema.training import FORMS, Form, Opt, Penalty, Train
 
 __all__ = [
     "CONTINUOUS",
     "FINITE",
+    "FORMS",
     "PROBES",
     "UNGROUPED",
     "Ablation",
@@ -46,13 +47,16 @@ __all__ = [
     "Data",
     "DataKind",
     "Dynamics",
+    "Form",
     "Group",
     "GroupLandscape",
     "Lie",
     "Main",
     "Model",
+    "Opt",
     "Orbit",
     "Pack",
+    "Penalty",
     "Probe",
     "Robustness",
     "Sharpness",
@@ -71,6 +75,7 @@ __all__ = [
 RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
 RESERVED |= {"scriptable", "exportable", "no_jit", "in_chans"}  # groups act on RGB images
 STATE = re.compile(r"init|final|epoch-(\d{3,})")
+SAVED = "saved"  # stands in a block for init, each epoch that a model's recipe saves, and final
 
 
 class Source(StrEnum):
@@ -157,48 +162,6 @@ class Data:
 
 
 @dataclass
-class Train:
-    """conf/train/<id>.yaml: AdamW, cosine schedule with warm-up; keys are named as in timm's train script."""
-
-    data: str = MISSING  # the option of conf/data
-    epochs: int = MISSING
-    lr: float = 1e-3
-    min_lr: float = 0.0
-    warmup_epochs: int = 1
-    weight_decay: float = 0.05
-    batch_size: int = 128
-    smoothing: float = 0.1  # label smoothing
-    clip_grad: float | None = None  # largest gradient norm
-    augment: str = "none"  # a random element of this group (conf/group) acts on each image
-    amp: bool = True  # bfloat16 autocast, on a GPU only
-    model_ema: bool = False  # final is the exponential moving average of the weights
-    model_ema_decay: float = 0.99
-    save: list[int] = field(default_factory=list)  # epochs kept as states epoch-NNN
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        require(
-            0 <= self.warmup_epochs < self.epochs or self.warmup_epochs == 0,
-            "warmup_epochs",
-            f"in 0..{max(self.epochs - 1, 0)}, because epochs is {self.epochs}",
-            self.warmup_epochs,
-        )
-        for key in ("lr", "model_ema_decay"):
-            value = getattr(self, key)
-            require(math.isfinite(value) and value > 0, key, "a positive number", value)
-        require(self.model_ema_decay < 1, "model_ema_decay", "below 1", self.model_ema_decay)
-        require(0 <= self.min_lr <= self.lr, "min_lr", f"in 0..lr ({self.lr})", self.min_lr)
-        decay = self.weight_decay
-        require(math.isfinite(decay) and decay >= 0, "weight_decay", "at least 0", decay)
-        require(2 <= self.batch_size <= 2**20, "batch_size", "in 2..2^20", self.batch_size)
-        require(0 <= self.smoothing < 1, "smoothing", "in [0, 1)", self.smoothing)
-        clip = self.clip_grad
-        require(clip is None or (math.isfinite(clip) and clip > 0), "clip_grad", "a positive number", clip)
-        for epoch in self.save:
-            require(1 <= epoch <= self.epochs, "save", f"epochs in 1..{self.epochs}", epoch)
-
-
-@dataclass
 class Block:
     """One grid of a suite: every model x seed x state x group x probe that takes the group, on one data set."""
 
@@ -207,7 +170,7 @@ class Block:
     groups: list[str] = field(default_factory=list)  # may be left out where no probe takes any
     probes: list[str] = MISSING
     seeds: int = 1  # s0, s1, ...; weights that are not trained here have one `final` (s0) and `seeds` times `init`
-    states: list[str] = field(default_factory=lambda: ["init", "final"])
+    states: list[str] = field(default_factory=lambda: ["init", "final"])  # and epoch-NNN, or `saved`: all that there are
     images: int | None = None  # images a probe uses; None: the probe's own number
 
     def __post_init__(self) -> None:
@@ -216,7 +179,7 @@ class Block:
         for state in self.states:
             match = STATE.fullmatch(state)
             canonical = match and (match[1] is None or state == f"epoch-{int(match[1]):03d}" != "epoch-000")
-            require(bool(canonical), "states", "init, final or epoch-NNN", state)
+            require(bool(canonical) or state == SAVED, "states", "saved, init, final or epoch-NNN", state)
         for key in ("models", "groups", "probes", "states"):
             values = getattr(self, key)
             require(bool(values) or key == "groups", key, "at least one", values)
