@@ -217,6 +217,7 @@ rule collect:
     output:
         "reports/{suite}/results.csv",
         "reports/{suite}/coverage.csv",
+        "reports/{suite}/treatments.csv",
         report(
             "reports/{suite}/leaderboard.csv",
             caption="eqbench/templates/leaderboard.rst",

@@ -1,12 +1,13 @@
-"""How much of each network was measured: its layers, those that were refused, and what became of each probe (no torch)."""
+"""How much of each network was measured: its layers, those that were refused, and what became of each probe and cell (no torch)."""
 
 import pandas as pd
 
-from eqbench.cells import Cells
+from eqbench.cells import STALE, Cells
+from eqbench.config import Cell
 from eqbench.options import timm_modules
-from eqbench.results import Result
+from eqbench.results import Result, Status
 
-SHOWN = 3  # reasons that a row tells
+SHOWN = 3  # reasons that a row tells; seeds or states that it lists one by one
 
 
 def table(cells: Cells) -> pd.DataFrame:
@@ -38,6 +39,27 @@ def table(cells: Cells) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows).astype({"parameters": "Int64", "image_size": "Int64", "coverage": "float64"})
     return frame.sort_values(["module", "model"], ignore_index=True).round({"coverage": 3})
+
+
+def troubles(cells: Cells) -> list[tuple[str, str, str]]:
+    """(Cells, status, reason) of all that failed, are stale or were skipped; seeds and states that say the same are one."""
+    alike: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells.plan.cells:
+        status = cells.status(cell)
+        if status in (str(Status.failed), STALE, str(Status.skipped)):
+            alike.setdefault((cell.model, cell.group, cell.probe, status, cells.reason(cell)), []).append(cell)
+    found = []
+    for (model, group, probe, status, reason), own in alike.items():
+        seeds, states = (list(dict.fromkeys(getattr(cell, key) for cell in own)) for key in ("seed", "state"))
+        whole = len(own) == len(seeds) * len(states)  # every seed with every state
+        places = [f"{_told(seeds)}/{_told(states)}"] if whole else [f"{cell.seed}/{cell.state}" for cell in own]
+        found += [(f"{model}/{place}/{group}/{probe}", status, reason) for place in places]
+    return found
+
+
+def _told(names: list[str]) -> str:
+    """`init,final`, or where there are many `init … final (12)`."""
+    return ",".join(names) if len(names) <= SHOWN else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def _worst(statuses: list[str]) -> str | None:

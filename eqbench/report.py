@@ -13,14 +13,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from eqbench.cells import MISSING, STALE
+from eqbench.cells import MISSING
 from eqbench.columns import ARROWS, SENSES, by_theme, embedded, number, tables
+from eqbench.coverage import troubles
 from eqbench.findings import compared, findings
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.plots import EMPTY, FIGURES
-from eqbench.results import Status, write_text
+from eqbench.results import write_text
 from eqbench.sections import made_with, sections
+from eqbench.treatments import SHOWN, told_together
 
 FILES = ("index.html",)
 # Of the page's style and script, in templates/.
@@ -55,16 +57,19 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
         "board": board,
         "compared": compared(board),
         "findings": findings(board),
+        "treatments": board.contrasts,
+        "treatments_told": told_together(board.contrasts),
+        "treatments_shown": SHOWN,
         "css": Markup(source["css"]),
         "js": Markup(source["js"]),
         "script": script,
         "tables": found,
         "rows": len(rows),
         "choices": by_theme(found),
-        "facets": {key: _facet(rows, key) for key in ("group", "family", "data", "status")},
+        "facets": {key: _facet(rows, key) for key in ("group", "family", "treatment", "data", "status")},
         "models": sorted(board.facts.items()),
         "empty": [name for name, figure in drawn.items() if EMPTY in (figure or "")],
-        "trouble": [(cell, board.status(cell), board.reason(cell)) for cell in _trouble(board)],
+        "trouble": troubles(board),
         "missing": _missing(board),
         "glossary": _glossary(),
         "senses": SENSES,
@@ -135,11 +140,6 @@ def _figure(path: Path) -> Markup | str | None:
         return None
     text = path.read_text(errors="replace")
     return Markup(text) if len(text) <= LARGEST else f"figures/{path.name}"
-
-
-def _trouble(board: Board) -> list[Any]:
-    troubles = (str(Status.failed), STALE, str(Status.skipped))
-    return [cell for cell in board.plan.cells if board.status(cell) in troubles]
 
 
 def _missing(board: Board) -> dict[str, int]:

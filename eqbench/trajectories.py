@@ -4,14 +4,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from eqbench.inference import Sample, contrast, holm, spread
-from eqbench.leaderboard import Board
 from eqbench.lineage import place
 from eqbench.pooling import Row, pool
 from eqbench.profiles import PERMUTED
 from eqbench.results import Measure, Result, Status
 from eqbench.stats import LEVEL
+
+if TYPE_CHECKING:
+    from eqbench.leaderboard import Board
 
 THIRDS = ("early", "middle", "late")  # of a network's depth
 SHARES = ("symmetry_share", "js_share")  # what the finding is about, with and without labels
@@ -19,14 +22,14 @@ SHARES = ("symmetry_share", "js_share")  # what the finding is about, with and w
 Curve = list[tuple[int, Measure]]  # (epoch, the number over seeds), from the first to the last
 
 
-def curve(board: Board, row: Row, metric: str) -> Curve:
+def curve(board: "Board", row: Row, metric: str) -> Curve:
     """A metric of a row over training, its seeds pooled as on the board."""
     states = board.epochs.get(row[0], {})
     found = [(epoch, board.seeds.over(row, metric, state)) for state, epoch in states.items()]
     return [(epoch, measure) for epoch, measure in found if measure.value is not None]
 
 
-def thirds(board: Board, metric: str = PERMUTED) -> dict[tuple[Row, str], Curve]:
+def thirds(board: "Board", metric: str = PERMUTED) -> dict[tuple[Row, str], Curve]:
     """(Row, third of the depth) -> the mean over its layers of a layered metric over training.
 
     Layers of one network share their images: the interval of a mean over layers is the mean of their intervals, the
@@ -121,7 +124,7 @@ class When:
         return self.lo > 0 or self.hi < self.last
 
 
-def when(board: Board) -> tuple[list[When], list[str]]:
+def when(board: "Board") -> tuple[list[When], list[str]]:
     """When each network's symmetry share was half way, the earliest first; and the networks of which nothing can be said.
 
     A seed's time is the mean over groups of log2(1 + epoch); how far seeds lie apart is moderated by the board's other
@@ -157,7 +160,7 @@ def when(board: Board) -> tuple[list[When], list[str]]:
     return sorted(found, key=lambda one: (one.epoch, one.model)), silent
 
 
-def by_seed(board: Board, row: Row, metric: str) -> dict[str, list[tuple[float, float]]]:
+def by_seed(board: "Board", row: Row, metric: str) -> dict[str, list[tuple[float, float]]]:
     """Seed -> (epoch, value) over training; seeds that have both ends and all values alone."""
     states = board.epochs.get(row[0], {})
     found: dict[str, dict[int, float | None]] = {}

@@ -8,13 +8,13 @@ shares its initial weights with the plain one of the same seed, but training soo
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from eqbench import groups
 from eqbench.cells import Cells
 from eqbench.inference import Estimate, contrast, holm
-from eqbench.leaderboard import RANKINGS, Board
 from eqbench.lineage import PLAIN, Kind
 from eqbench.metrics import METRICS, Metric
 from eqbench.pooling import Row
@@ -22,7 +22,11 @@ from eqbench.schema import UNGROUPED
 from eqbench.stats import LEVEL
 from eqbench.trajectories import SHARES
 
+if TYPE_CHECKING:
+    from eqbench.leaderboard import Board
+
 ACCURACY = "accuracy"
+SHOWN = 300  # rows of a page: a board with more leaves the others to treatments.csv
 VERDICTS = ("as expected", "against expectation", "no evidence", "a change", "no change to be seen")
 COLUMNS = ["architecture", "plain", "treated", "treatment", "data", "group", "metric", "value_plain", "value_treated"]
 COLUMNS += ["difference", "lo", "hi", "p", "holm", "paired", "n_seeds_plain", "n_seeds_treated", "expected", "verdict"]
@@ -62,7 +66,7 @@ class Contrast:
         return VERDICTS[0] if self.difference.value * self.expected > 0 else VERDICTS[1]
 
 
-def contrasts(board: Board) -> list[Contrast]:
+def contrasts(board: "Board") -> list[Contrast]:
     """Each treated network against the plain one that differs in nothing else; empty where a board has no such pair.
 
     Of each group the metric that ranks and the symmetry share; the accuracy once, since no group decides it.
@@ -80,13 +84,15 @@ def contrasts(board: Board) -> list[Contrast]:
     return [replace(one, holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
 
 
-def _against(board: Board, plain: str, model: str, kind: Kind) -> Iterable[Contrast]:
+def _against(board: "Board", plain: str, model: str, kind: Kind) -> Iterable[Contrast]:
     told = set()
     for row in board.rows:
         other: Row = (plain, *row[1:])
         if row[0] != model or other not in board.rows:
             continue
-        aligned = [metric.name for metric in RANKINGS if board.seeds.sample(row, metric.name)][:1]
+        aligned = [metric.name for metric in METRICS.values() if metric.rank and board.seeds.sample(row, metric.name)][
+            :1
+        ]
         for name in (*aligned, *SHARES, ACCURACY):
             after, before = board.seeds.sample(row, name), board.seeds.sample(other, name)
             if after is None or before is None or (name == ACCURACY and row[1] in told):
@@ -126,7 +132,7 @@ def table(found: Iterable[Contrast]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def told(found: Iterable[Contrast]) -> str:
+def told_together(found: Iterable[Contrast]) -> str:
     """What the contrasts say together, in a sentence."""
     asked = [one for one in found if one.expected]
     counts = {verdict: sum(one.verdict == verdict for one in asked) for verdict in VERDICTS[:3]}
