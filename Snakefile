@@ -34,6 +34,7 @@ if workflow.remote_exec:
     os.environ.update(HF_HUB_OFFLINE="1")
 FIGURES = [
     "tradeoff",
+    "symmetry_buys",
     "heatmap",
     "emergence",
     "critical_difference",
@@ -263,6 +264,7 @@ rule report:
         rules.plot.output,
     output:
         "reports/{suite}/index.html",
+        "reports/{suite}/analysis.csv",
     log:
         "data/logs/report/{suite}.log",
     conda:

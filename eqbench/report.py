@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from eqbench.analysis import FEWEST, analyse, table
 from eqbench.cells import MISSING
 from eqbench.columns import ARROWS, SENSES, by_theme, embedded, number, tables
 from eqbench.coverage import troubles
@@ -20,21 +21,22 @@ from eqbench.findings import compared, findings
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS, Metric
 from eqbench.plots import EMPTY, FIGURES
-from eqbench.results import write_text
+from eqbench.results import CSV, write_text
 from eqbench.sections import made_with, sections
 from eqbench.treatments import SHOWN, told_together
 
-FILES = ("index.html",)
+FILES = ("index.html", "analysis.csv")
 # Of the page's style and script, in templates/.
 SOURCES = {"css": ("report", "findings", "models"), "js": ("report", "compare")}
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
+LISTED = 200  # correlations of a page; the others are in analysis.csv
 PAGE = 4_900_000  # bytes of a page: where it would have more, its largest figures are linked
 
 Figures = dict[str, Markup | str | None]  # name -> its drawing, its place beside the page, or None if it is not drawn
 
 
 def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path:
-    """Write index.html below `out_dir`, with the figures that lie in its figures/, and return its path.
+    """Write index.html below `out_dir`, with the figures that lie in its figures/, and analysis.csv; return the page's path.
 
     Args:
         weights_dir: where the cards of the weights lie; without them there are no learning curves and no recipes.
@@ -53,7 +55,11 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
     found = tables(board)
     rows = [row for table in found for row in table.rows]
     drawn = {name: _figure(out_dir / "figures" / f"{name}.svg") for name in FIGURES}
+    analysed = analyse(board)
     told = {
+        "analysis": analysed,
+        "fewest": FEWEST,
+        "listed": LISTED,
         "board": board,
         "compared": compared(board),
         "findings": findings(board),
@@ -83,7 +89,8 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
     page = _fitted(
         inside, lambda own: template.render(told, figures=[(k, FIGURES[k], figure) for k, figure in own.items()])
     )
-    path = out_dir / "index.html"
+    write_text(out_dir / FILES[1], table(board.plan.name, analysed).to_csv(**CSV))
+    path = out_dir / FILES[0]
     write_text(path, page)
     return path
 

@@ -30,6 +30,7 @@ from eqbench.plots import (
     spectrum,
     surfaces,
     sweep,
+    symmetry_buys,
     tradeoff,
     trajectories,
     trajectories_by_layer,
@@ -42,6 +43,7 @@ from eqbench.results import write_bytes, write_text
 # In the order of the page. Each has a CAPTION and `draw(board, titles)`, which is None for a board without its numbers.
 DRAWINGS = {
     "tradeoff": tradeoff,
+    "symmetry_buys": symmetry_buys,
     "heatmap": heatmap,
     "emergence": emergence,
     "critical_difference": critical_difference,

@@ -87,9 +87,10 @@ def run(subject: Subject, group: None, placebo: Group | None, conf: Robustness) 
     found = intervals(means, subject.n, conf.resamples, subject.clusters)
     most = int(labels.bincount().max()) / len(labels)
     metrics = {}
-    for i, (name, *ends) in enumerate(zip(each, *found, strict=True)):
+    for i, (name, value, lo, hi) in enumerate(zip(each, *found, strict=True)):
         kept = replicates(partial(_column, means, i), subject.n, subject.clusters) if METRICS[name].replicated else {}
-        metrics[name] = Measure(*ends, subject.n, null=0.0 if name.endswith("_drop") else most, **kept)
+        null = 0.0 if name.endswith("_drop") else most
+        metrics[name] = Measure(value, lo, hi, subject.n, null=null, **kept)
     return Finding(metrics)
 
 
