@@ -67,7 +67,7 @@ try:
     OVERRIDES = [str(text) for text in (OVERRIDES if isinstance(OVERRIDES, list) else [OVERRIDES])]
     PLAN = eqconf.load_suite(str(config["suite"]) if config.get("suite") else None, OVERRIDES)
     PLAN.stamps(list(PLAN.cells))
-    STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.models}
+    STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.origins}
     if workflow.is_main_process:
         locks.adopt(Path(".snakemake"))
     # What was planned goes with each job, wherever it is sent.
@@ -100,12 +100,21 @@ def cards(wildcards):
     return [f"data/weights/{model}/{seed}/card.json" for model, seed in PLAN.cards(part_cells(wildcards))]
 
 
+def members(wildcards):
+    """The weights that a model is made of."""
+    return [f"data/weights/{model}/{seed}/card.json" for model, seed in PLAN.members(wildcards.model, wildcards.seed)]
+
+
 def part_works(wildcards):
     return costs.works(PLAN, part_cells(wildcards), Path("data/weights"))
 
 
 def train_works(wildcards):
     return [costs.train_work(PLAN, wildcards.model, Path("data/weights"))]
+
+
+def derive_works(wildcards):
+    return [costs.derive_work(PLAN, wildcards.model, Path("data/weights"))]
 
 
 def cell_params(wildcards):
@@ -126,7 +135,7 @@ localrules:
 
 wildcard_constraints:
     suite=re.escape(PLAN.name),
-    model=one_of(PLAN.models),
+    model=one_of(PLAN.origins),
     seed=r"s\d+",
     state=r"init|final|epoch-\d+",
 
@@ -151,7 +160,7 @@ rule fetch:
     log:
         "data/logs/fetch/{model}/{seed}.log",
     wildcard_constraints:
-        model=one_of(model for model in PLAN.models if not PLAN.trained(model)),
+        model=one_of(model for model in PLAN.origins if PLAN.verb(model) == "fetch"),
     conda:
         "environment.yml"
     resources:
@@ -171,7 +180,7 @@ rule train:
     benchmark:
         "data/benchmarks/train/{model}/{seed}.jsonl"
     wildcard_constraints:
-        model=one_of(model for model in PLAN.models if PLAN.trained(model)),
+        model=one_of(model for model in PLAN.origins if PLAN.verb(model) == "train"),
     conda:
         "environment.yml"
     resources:
@@ -183,6 +192,29 @@ rule train:
         weights=weights_params,
     shell:
         "python -m eqbench train model={wildcards.model} seed={wildcards.seed} {resources.overrides}"
+        " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
+
+
+rule derive:
+    input:
+        members,
+    output:
+        "data/weights/{model}/{seed}/card.json",
+    log:
+        "data/logs/derive/{model}/{seed}.log",
+    wildcard_constraints:
+        model=one_of(model for model in PLAN.origins if PLAN.verb(model) == "derive"),
+    conda:
+        "environment.yml"
+    resources:
+        gpu=1,
+        mem_mb=lambda wildcards, attempt: costs.job_mb(derive_works(wildcards), attempt),
+        runtime=lambda wildcards, attempt: costs.job_minutes(derive_works(wildcards), attempt),
+        overrides=ARGS,
+    params:
+        weights=weights_params,
+    shell:
+        "python -m eqbench derive model={wildcards.model} seed={wildcards.seed} {resources.overrides}"
         " > {log} 2>&1 || {{ tail -n 1 {log} >&2; exit 1; }}"
 
 

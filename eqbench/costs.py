@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from eqbench.config import Cell, Plan
 
 HERE = Path(__file__).parent
+DERIVE, DERIVED = "derive", 1024  # stands among the probes for the making of a model of others, and its images
 TRAIN = "train"  # stands among the probes for training: its images are those of all epochs
 START = 20.0  # seconds until a job measures: Snakemake twice, torch, timm
 LEAST = (2000, 10)  # MB and minutes that every job asks for
@@ -187,6 +188,7 @@ def size(plan: "Plan", model: str, root: Path) -> tuple[int, int, str]:
             conf = plan.option("model", model)
             architecture = conf.timm.partition(".")[0]
             parameters, side = sizes().get(architecture, _typical())
+            parameters *= len(plan.members(model, "s0")) or 1
             return parameters, conf.image_size or side, "timm" if architecture in sizes() else "assumed"
     return *_CARDS[root, model], "card"
 
@@ -206,8 +208,15 @@ def train_work(plan: "Plan", model: str, root: Path) -> Work:
     """What the cost of training depends on."""
     parameters, side, _ = size(plan, model, root)
     recipe = plan.option("train", plan.option("model", model).train)
-    images = recipe.epochs * _training_images(plan, recipe.data)
+    epoch = recipe.updates * recipe.batch_size if recipe.updates else _training_images(plan, recipe.data)
+    images = recipe.epochs * epoch
     return Work(TRAIN, parameters, side**2, images, recipe.batch_size)
+
+
+def derive_work(plan: "Plan", model: str, root: Path) -> Work:
+    """What the cost of making a model of others depends on: a pass over training images, and weights that are matched."""
+    parameters, side, _ = size(plan, model, root)
+    return Work(DERIVE, parameters, side**2, DERIVED, plan.option("model", model).batch)
 
 
 def _training_images(plan: "Plan", data: str) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eqbench import families
 from eqbench.blocks import find_blocks, listening, tensors
+from eqbench.combined import Combined
 from eqbench.errors import Unsupported
 from eqbench.layouts import Declarations, Layout, Unknown
 from eqbench.locality import corners, follows
@@ -87,7 +88,7 @@ class Taps:
         """
         self.network = network
         self._model = model = network.module if isinstance(network, Network) else network
-        self._blocks, self._stages = find_blocks(model)
+        self._blocks, self._stages = ({}, {}) if isinstance(model, Combined) else find_blocks(model)
         noise = torch.rand(x[:1].shape, generator=torch.Generator().manual_seed(0))
         x = torch.cat([x[:1], (x[:1] + noise.to(x)) % 1])
         declared = Declarations(x.shape, prefixes=families.prefixes(model))
@@ -114,6 +115,8 @@ class Taps:
             for path, block in self._blocks.items()
             if not called[path] and list(block.parameters())
         }
+        if isinstance(model, Combined):
+            self.refused["parts"] = model.reason()
         self._taps: dict[str, Tap] = {}
         self._read(heard, y, declared)
         self._list(y.shape[1])

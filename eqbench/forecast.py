@@ -130,7 +130,7 @@ def plan_text(forecast: Forecast) -> Iterator[str]:
         host, gpu = (max(getattr(found, key) for found in own) / 1e3 for key in ("host_mb", "gpu_mb"))
         total = duration(sum(found.seconds for found in own))
         yield f"{probe:16} {len(own):7} {total:>9} {host:8.1f} {gpu:7.1f}  {_known(own)}"
-    trained = sorted({(cell.model, cell.seed) for cell in plan.cells if plan.trained(cell.model)})
+    trained = [(model, seed) for model, seed in plan.needed(plan.cells) if plan.trained(model)]
     if trained:
         works = [costs.train_work(plan, model, forecast.weights) for model, _ in trained]
         seconds = sum(costs.law().seconds(work) for work in works)

@@ -13,7 +13,15 @@ from eqbench.schema import STATE, UNGROUPED
 PLAIN = "plain"
 TREATMENT = ("augment", "penalty")  # keys of a recipe that tell of symmetry
 IDLE = ("save", "dynamics")  # keys that decide no weights
-BUILT = ("timm", "source", "args", "image_size")  # keys of a model that decide its architecture
+BUILT = (
+    "timm",
+    "source",
+    "args",
+    "image_size",
+    "members",
+    "group",
+    "how",
+)  # keys of a model that decide its architecture
 
 
 def epochs(cells: Cells) -> dict[str, dict[str, int]]:

@@ -1,5 +1,6 @@
 """timm models as seeded initialisations, as folders on disk, and as networks on images in [0, 1]."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any, cast
 import timm
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_model_data_config
 from timm.models import (
     get_arch_pretrained_cfgs,
@@ -22,10 +24,12 @@ from timm.models import (
 from torch import Tensor, nn
 
 from eqbench import schema, weights
+from eqbench.combined import Combined, build
 from eqbench.errors import Unsupported, UserError, one_line, unknown
 
 # What timm, torch and safetensors raise for arguments, configurations or files that do not fit.
 MISFITS = (AssertionError, AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
+CONFIG = "config.json"  # of a state's folder
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic", "crop_pct": 1.0}  # no pretrained_cfg
 
 
@@ -191,8 +195,9 @@ def input_facts(module: nn.Module) -> dict[str, Any]:
 def facts(module: nn.Module) -> dict[str, Any]:
     """What a card says of an architecture (a Network is looked into): family, parameters, classes, input."""
     inner: Any = module.module if isinstance(module, Network) else module
+    first = inner.first if isinstance(inner, Combined) else inner
     return {
-        "family": type(inner).__module__.rsplit(".", 1)[-1],
+        "family": type(first).__module__.rsplit(".", 1)[-1],
         "architecture": inner.pretrained_cfg["architecture"],
         "parameters": sum(parameter.numel() for parameter in inner.parameters()),
         "num_classes": int(inner.num_classes),
@@ -201,6 +206,9 @@ def facts(module: nn.Module) -> dict[str, Any]:
 
 def save_state(module: nn.Module, folder: Path) -> str:
     """Write a timm model as a `local-dir:` folder, whole or not at all; one that is there is replaced.
+
+    Of a `Combined` one, model.safetensors holds all weights, and config.json says what timm says of the first network, and
+    under `combined` how they are put together.
 
     Returns:
         The sha256 of its model.safetensors: the same weights are the same bytes.
@@ -214,7 +222,13 @@ def save_state(module: nn.Module, folder: Path) -> str:
         new, old = scratch / "new", scratch / "old"
         own_copies = inner.register_state_dict_post_hook(_untie)
         try:
-            save_for_hf(inner, str(new), safe_serialization=True)
+            if isinstance(inner, Combined):
+                save_for_hf(inner.first, str(new), safe_serialization=True)
+                save_file(inner.state_dict(), new / weights.FILE)
+                config = json.loads((new / CONFIG).read_text()) | {"combined": inner.recipe}
+                (new / CONFIG).write_text(json.dumps(config, indent=2))
+            else:
+                save_for_hf(inner, str(new), safe_serialization=True)
         except SafetensorError as error:  # of a disk, too
             raise UserError(f"{folder}: cannot be written: {one_line(error)}") from None
         finally:
@@ -251,12 +265,17 @@ def load_state(folder: Path) -> Network:
     Raises:
         UserError: a file is missing or damaged; names it.
     """
-    for name in ("config.json", weights.FILE):
+    for name in (CONFIG, weights.FILE):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file: delete {folder.parent} and fetch or train it again")
     try:
         with seeded(0):
-            module: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+            recipe = json.loads((folder / CONFIG).read_text()).get("combined")
+            count = 1 if recipe is None else recipe.get("members", 1)
+            parts = [timm.create_model(f"local-dir:{folder}", pretrained=recipe is None) for _ in range(count)]
+            module: nn.Module = parts[0] if recipe is None else build(recipe, parts)
+            if recipe is not None:
+                module.load_state_dict(load_file(folder / weights.FILE))
     except MISFITS as error:
         raise UserError(
             f"{folder / weights.FILE}: cannot be loaded ({one_line(error)}): "

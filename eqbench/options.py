@@ -37,6 +37,7 @@ SCHEMAS: dict[str, Any] = {
     "probe": schema.PROBES,
 }
 UNTRAINED = "untrained-"  # a model of this prefix and a timm architecture needs no file: random initialisations of it
+INHERITED = ("timm", "args", "image_size")  # keys that a model made of another one has from it
 EVERY = "*"  # the id of an override of all options of a kind
 INTEGER = re.compile(r"(\w+)=(-?\d{1,9})")  # an override that means the same to Hydra and to us
 COMPOSED = re.compile(r"\$\{|@|\bdefaults\b")  # what only Hydra reads: interpolations, packages, defaults lists
@@ -83,11 +84,12 @@ def parse_overrides(overrides: Sequence[str]) -> Overrides:
 
 
 @cache
-def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
+def load(kind: str, name: str, overrides: Overrides = (), first: bool = False) -> Any:
     """The option `name` of `kind`, composed and checked: an instance of its schema.
 
     Args:
         overrides: as `parse_overrides` gives them; those of other options are ignored.
+        first: refuse a model that is made of another one.
 
     Raises:
         UserError: names the file, the key, what is allowed and the nearest spelling.
@@ -130,7 +132,26 @@ def load(kind: str, name: str, overrides: Overrides = ()) -> Any:
     finally:
         GlobalHydra.instance().clear()
     # An empty file composes to nothing: every key is then missing, and said to be.
-    return _strict(target, raw.get(kind) if isinstance(raw, dict) and raw else {}, where)
+    said: Any = raw.get(kind) if isinstance(raw, dict) and raw else {}
+    if kind == "model" and isinstance(said, dict) and said.get("of") is not None:
+        if first:
+            raise UserError(f"expected a model that is not made of another one, and '{name}' is made of '{said['of']}'")
+        said = _inherited(said, overrides, where)
+    return _strict(target, said, where)
+
+
+def _inherited(raw: dict[str, Any], overrides: Overrides, where: str) -> dict[str, Any]:
+    """What is said of a model made of another one, with what it has from that one."""
+    of = str(raw["of"])
+    try:
+        origin: schema.Model = load("model", of, overrides, first=True)
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith("conf/") else f"{where}: of: {error}") from None
+    own = {key: getattr(origin, key) for key in INHERITED}
+    for key, value in own.items():
+        if raw.get(key, value) != value:
+            raise UserError(f"{where}: {key}: is that of '{of}', {value!r}: leave it out")
+    return {"batch": origin.batch} | raw | own
 
 
 def _strict(target: Any, raw: Any, where: str) -> Any:
@@ -183,6 +204,8 @@ def plain(kind: str, name: str, overrides: Overrides = ()) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads(json.dumps(asdict(conf), sort_keys=True))
     if hasattr(conf, "version"):
         tree["version"] = conf.version
+    if isinstance(conf, schema.Model) and not conf.derived:
+        tree = {key: value for key, value in tree.items() if key not in schema.DERIVED}
     return tree
 
 

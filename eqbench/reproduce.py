@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from eqbench.config import Cell, Plan
 from eqbench.options import parse_overrides
 
-TRAIN = "train"  # the source of a model whose weights are made here
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -33,10 +31,11 @@ def recipes(plan: Plan, model: str, cells: Sequence[Cell]) -> list[Recipe]:
     runs: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         runs.setdefault((cell.seed, cell.state), []).append(cell)
-    verb = "train" if plan.plain("model", model).get("source") == TRAIN else "fetch"
     found = []
     for (seed, state), own in runs.items():
-        weights = tuple(_eqbench(plan, verb, f"model={name}", f"seed={of}") for name, of in plan.cards(own))
+        cards = plan.cards(own)
+        cards = list(dict.fromkeys([*(member for card in cards for member in plan.members(*card)), *cards]))
+        weights = tuple(_eqbench(plan, plan.verb(name), f"model={name}", f"seed={of}") for name, of in cards)
         where = (f"suite={plan.name}", f"model={model}", f"seed={seed}", f"state={state}")
         parts = list(dict.fromkeys(plan.part(cell) for cell in own))
         target = shlex.quote(

@@ -33,7 +33,7 @@ def read_card(root: Path, model: str, seed: str) -> dict[str, Any]:
         UserError: there is none, or it cannot be read; says which file and what to run.
     """
     path = card_path(root, model, seed)
-    remedy = f"run `python -m eqbench fetch model={model} seed={seed}`, or `train` if it is trained here"
+    remedy = f"run `python -m eqbench fetch model={model} seed={seed}`, or `train` if it is trained here, or `derive`"
     try:
         card = results.read_json(path)
     except FileNotFoundError:
@@ -85,7 +85,9 @@ def read_dynamics(root: Path, model: str, seed: str) -> dict[str, Any]:
     if card.get("source") != "train":
         raise Unsupported("it was not trained here")
     if not card.get("dynamics"):
-        raise Unsupported("its recipe records nothing: set `dynamics` in it to the number of updates between two records")
+        raise Unsupported(
+            "its recipe records nothing: set `dynamics` in it to the number of updates between two records"
+        )
     path = dynamics_path(root, model, seed)
     found = sha256_file(path) if path.is_file() else "no file"
     if found != card["dynamics"]:

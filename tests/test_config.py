@@ -268,5 +268,6 @@ def test_what_is_read_directly_is_what_hydra_composes():
             with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
                 composed = OmegaConf.to_container(compose(f"{kind}/{name}"), resolve=True)[kind]
             target = options.SCHEMAS[kind] if kind != "probe" else options.SCHEMAS[kind][name]
+            composed = options._inherited(composed, (), name) if "of" in composed else composed
             assert options.load(kind, name) == options._strict(target, composed, name)
     assert direct > 40

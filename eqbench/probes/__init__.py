@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from eqbench import groups, schema
+from eqbench.combined import Combined
 from eqbench.errors import Failed, Unsupported, UserError, one_line, unknown
 from eqbench.groups import Group
 from eqbench.probes import (
@@ -70,6 +71,9 @@ def measure(subject: Subject, group: Group | None, placebo: Group | None, conf: 
     try:
         with ieee(), torch.enable_grad():
             _check(subject)
+            inner = getattr(subject.network, "module", None)
+            if conf.single and isinstance(inner, Combined):
+                raise Unsupported(inner.reason())
             found = RUN[type(conf)](subject, group, placebo, conf)
     except Unsupported as error:
         result.status, result.reason = Status.skipped, str(error)

