@@ -290,9 +290,9 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
                 raise UserError(f"groups: '{group}' is {kind}, and no probe here takes such groups")
         for model in dict.fromkeys(name for own in block.models for name in (own, plan.origin(own))):
             conf = plan.option("model", model)
-            options.check_timm_name(conf.timm, f"conf/model/{model}.yaml")
             if conf.derived:
                 _check_derived(plan, model)
+            options.check_timm_name(conf.timm, f"conf/model/{model}.yaml")
             if conf.source is schema.Source.train:
                 recipe = plan.option("train", conf.train)
                 learnt = plan.option("data", recipe.data)
@@ -327,7 +327,6 @@ def _check_groups(plan: Plan, recipe: schema.Train, where: str) -> None:
         raise UserError(f"{where}: penalty.group: {needed}, and '{name}' is {kinds['penalty']}")
 
 
-def _states(plan: Plan, model: str, seed: int, states: list[str], where: str) -> Iterator[str]:
 def _check_derived(plan: Plan, model: str) -> None:
     """Refuse a model that cannot be made of the one that it names."""
     conf, where = plan.option("model", model), f"conf/model/{model}.yaml"
@@ -347,6 +346,7 @@ def _check_derived(plan: Plan, model: str) -> None:
             _check_split(plan.option("data", conf.data), conf.data, schema.Split.train)
 
 
+def _states(plan: Plan, model: str, seed: int, states: list[str], where: str) -> Iterator[str]:
     """The states that a block asks of a model, each once; `saved` is every state that its recipe leaves."""
     conf = plan.option("model", plan.origin(model))
     saved = plan.option("train", conf.train).saved if conf.source is schema.Source.train else []
