@@ -93,7 +93,8 @@ class Run:
         self.test_set = feeding.Images(test_set, self.network, crop_pct, self.device)
         self.optimizer = _optimizer(module, recipe)
         self.batch = min(recipe.batch_size, len(train_set))
-        self.updates = len(train_set) // self.batch  # an epoch; a last, smaller batch is left out, as in timm
+        # An epoch; a last, smaller batch is left out, as in timm.
+        self.updates = recipe.updates or len(train_set) // self.batch
         warmup = recipe.warmup_epochs * self.updates
         self.schedule = CosineLRScheduler(
             self.optimizer,

@@ -26,8 +26,8 @@ def train(task: Task, root: Path) -> None:
         UserError: data that cannot be trained on; groups that do not act on its images; a loss that is not finite.
     """
     model_id, seed, recipe = task.model_id, task.seed, task.recipe
-    splits = (schema.Split.train, schema.Split.test)
-    whole, test_set = (data.load(recipe.data, task.data, split) for split in splits)
+    whole = data.load(recipe.data, task.data, schema.Split.train)
+    test_set = data.load(recipe.data, task.data, schema.Split.test, recipe.test_images)
     _check(whole, test_set)
     shas = {"train": whole.sha256, "test": test_set.sha256}
     acting = [group and group.name for group in (task.augment, task.penalised)]

@@ -92,6 +92,13 @@ def test_card_states_and_metrics(run, tmp_path, tiny):
     assert card["metrics"][-1]["test_accuracy"] == float((logits.argmax(1) == y).float().mean())
 
 
+def test_accuracy_of_some_of_the_test_images(run, tmp_path, tiny):
+    card = run(recipe=replace(RECIPE, test_images=5))
+    assert card["data"]["images"] == {"train": 50, "test": 5}
+    assert {row["test_accuracy"] * 5 % 1 for row in card["metrics"]} == {0}
+    assert card["states"]["final"] == run("all")["states"]["final"]
+
+
 def test_init_is_the_seeded_initialisation(run, tmp_path):
     states = {
         seed: run(recipe=replace(RECIPE, epochs=1, warmup_epochs=0), seed=seed)["states"] for seed in ("s0", "s3")
@@ -107,10 +114,10 @@ def test_it_learns(run):
     assert card["metrics"][-1]["train_loss"] < card["metrics"][0]["train_loss"]
 
 
-@pytest.mark.parametrize(("warmup", "floor"), [(0, 0.0), (1, 1e-4)])
-def test_learning_rate_is_warmed_up_then_a_cosine(run, warmup, floor):
-    recipe = replace(RECIPE, epochs=4, warmup_epochs=warmup, min_lr=floor)
-    updates = 50 // 16
+@pytest.mark.parametrize(("warmup", "floor", "asked"), [(0, 0.0, None), (1, 1e-4, None), (1, 1e-4, 2), (1, 0.0, 5)])
+def test_learning_rate_is_warmed_up_then_a_cosine(run, warmup, floor, asked):
+    recipe = replace(RECIPE, epochs=4, warmup_epochs=warmup, min_lr=floor, updates=asked)
+    updates = asked or 50 // 16
 
     def lr(update):
         start, first = warmup * updates, recipe.lr / max(warmup * updates, 1)

@@ -59,6 +59,8 @@ class Train:
     penalty: Penalty | None = None  # on broken symmetry
     # The share of the training images, the same of each class. Updates an epoch stay: what is left out is data alone.
     fraction: float = 1.0
+    updates: int | None = None  # an epoch; None: one pass over all training images
+    test_images: int | None = None  # measured after each epoch; None: all
     amp: bool = True  # bfloat16 autocast, on a GPU only
     model_ema: bool = False  # final is the exponential moving average of the weights
     model_ema_decay: float = 0.99
@@ -83,6 +85,9 @@ class Train:
         for key in ("smoothing", "momentum"):
             require(0 <= getattr(self, key) < 1, key, "in [0, 1)", getattr(self, key))
         require(0 < self.fraction <= 1, "fraction", "in (0, 1]", self.fraction)
+        for key in ("updates", "test_images"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, key, "at least 1", value)
         clip = self.clip_grad
         require(clip is None or (math.isfinite(clip) and clip > 0), "clip_grad", "a positive number", clip)
         for epoch in self.save or []:
