@@ -157,7 +157,7 @@ def timm(name: str, conf: schema.Data, split: schema.Split, choose: Choose) -> R
     root: Any = conf.root
     where = f"conf/data/{name}.yaml: timm data set '{conf.name}', split '{part}'"
     with named(where):
-        source = create_dataset(conf.name or "", root=root, split=part, is_training=False)
+        source = create_dataset(conf.name or "", root=root, split=part, is_training=False, download=conf.download)
         names = getattr(source, "classes", None) or getattr(getattr(source, "reader", None), "class_to_idx", None)
         if isinstance(source, IterableDataset):
             rows = choose(sum(1 for _ in source))

@@ -1,8 +1,12 @@
 import hashlib
 import io
+import pickle
 import subprocess
 import sys
 import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +265,37 @@ def test_timm_neighbour_does_not_replace_an_unreadable_image(tree):
     (tree / "dog" / "7.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="image 7"):
         through_timm(tree)
+
+
+def test_timm_downloads_a_data_set_that_is_not_there(tmp_path, monkeypatch):
+    """torchvision's CIFAR-10, of three images, from a server on the loopback."""
+    from torchvision.datasets import CIFAR10
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3 * 32 * 32), np.uint8)
+    files = {"test_batch": {"data": pixels, "labels": [2, 0, 1]}, "batches.meta": {"label_names": list("abc")}}
+    source = tmp_path / "server" / CIFAR10.base_folder
+    source.mkdir(parents=True)
+    for name, content in files.items():
+        (source / name).write_bytes(pickle.dumps(content))
+    with tarfile.open(archive := source.parent / CIFAR10.filename, "w:gz") as tar:
+        tar.add(source, CIFAR10.base_folder)
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in [archive, *source.iterdir()]}
+    monkeypatch.setattr(CIFAR10, "train_list", [])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5[archive.name])
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=archive.parent)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        with pytest.raises(UserError, match="not found or corrupted"):
+            through_timm(tmp_path / "root", "torch/cifar10")
+        found = through_timm(tmp_path / "root", "torch/cifar10", download=True)
+        server.shutdown()
+    assert found.labels.tolist() == [2, 0, 1]
+    assert found.classes == ["a", "b", "c"]
+    assert np.array_equal(stacked(found), pixels.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1))
+    with pytest.raises(UserError, match="download"):
+        schema.Data(kind=DataKind.digits, download=True)
 
 
 def test_timm_errors_name_the_data_set(tmp_path):
