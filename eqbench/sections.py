@@ -1,9 +1,9 @@
 """What the page says of each model: its card, its small figures, its layers, and the commands that measure it anew (no torch)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eqbench import layertables, panels, reproduce, weights
 from eqbench.cells import MISSING
@@ -15,7 +15,12 @@ from eqbench.panels import Panel
 from eqbench.reproduce import Recipe
 from eqbench.results import Result, Status
 
+K = TypeVar("K")
+V = TypeVar("V")
+
 ROOM = 700_000  # characters of a page for small figures and cells' commands: what does not fit is left to the files
+ENDS = ("final", "init")
+STATES = 12  # (seed, state) of a model, up to which the commands and hashes of all are listed
 HANDFUL = 5  # models, up to which their sections stand open
 COMMAND = 170  # characters of a cell's row, about
 LAYERS, CELLS = "layers", "every cell's command"  # kinds that are no panels
@@ -44,7 +49,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Section:
-    """One model; `rows` is empty where cells are too many for a page, and `example` names one."""
+    """One model; `rows` is empty where cells are too many for a page, and `example` names one.
+
+    Of many states, `hashes` and `recipes` hold the trained and the untrained ones and one between; `runs` counts them all.
+    """
 
     model: str
     summary: str
@@ -54,6 +62,7 @@ class Section:
     planned: int
     measured: list[Measured]
     recipes: list[Recipe]
+    runs: int
     rows: list[Row]
     example: str
 
@@ -89,10 +98,10 @@ def sections(board: Board, weights_dir: Path | None = None) -> Sections:
     planned: dict[str, list[Cell]] = {model: [] for model in sorted(board.facts)}
     for cell in board.plan.cells:
         planned[cell.model].append(cell)
-        if cell in board.results and board.results[cell].status is Status.ok and cell.state in ("final", "init"):
+        if cell in board.results and board.results[cell].status is Status.ok:
             finished.setdefault((cell.model, board.plan.data(cell)), []).append((cell, board.results[cell]))
     cards = {model: dict(_cards(board, model, cells, weights_dir)) for model, cells in planned.items()}
-    drawn = {key: list(_panels(own, cards[key[0]])) for key, own in finished.items()}
+    drawn = {key: list(_panels(own, cards[key[0]], board.epochs.get(key[0], {}))) for key, own in finished.items()}
     curves = layertables.curves(board.layers)
     first, one, every = layertables.sizes(curves)
     brief, full = _sizes(drawn)
@@ -104,6 +113,7 @@ def sections(board: Board, weights_dir: Path | None = None) -> Sections:
     found = []
     for model, cells in planned.items():
         names = dict.fromkeys(board.plan.data(cell) for cell in cells)
+        recipes = reproduce.recipes(board.plan, model, cells)
         parts = [
             Measured(data, layers.get((model, data), []), _kept(drawn.get((model, data), []), fit)) for data in names
         ]
@@ -113,11 +123,12 @@ def sections(board: Board, weights_dir: Path | None = None) -> Sections:
                 model,
                 _summary(facts, [*names]),
                 list(_card(facts, cards[model])),
-                facts["sha256"],
+                _listed(facts["sha256"], lambda key: key.split(" ")[1]),
                 states.count("ok"),
                 len(cells),
                 [part for part in parts if part.profiles or part.panels],
-                reproduce.recipes(board.plan, model, cells),
+                list(_listed({one: one for one in recipes}, lambda one: one.state)),
+                len(recipes),
                 [_row(board, cell) for cell in cells] if fit[CELLS] else [],
                 f"{cells[0].group}+{cells[0].probe}",
             )
@@ -160,11 +171,22 @@ def _kept(own: list[Panel], fit: dict[str, int]) -> list[Panel]:
     return [panel if fit[panel.kind] == 2 else panel.brief for panel in own if fit[panel.kind]]
 
 
-def _panels(own: list[tuple[Cell, Result]], cards: dict[str, dict[str, Any]]) -> Iterator[Panel]:
-    own = sorted(own, key=lambda entry: (entry[0].state != "final", int(entry[0].seed[1:])))
-    for panel in (panels.learning(cards), *(made(own) for made in panels.PANELS)):
+def _panels(
+    own: list[tuple[Cell, Result]], cards: dict[str, dict[str, Any]], epochs: dict[str, int]
+) -> Iterator[Panel]:
+    ends = [entry for entry in own if entry[0].state in ENDS]
+    ends.sort(key=lambda entry: (entry[0].state != "final", int(entry[0].seed[1:])))
+    for panel in (panels.learning(cards), panels.trajectory(own, epochs), *(made(ends) for made in panels.PANELS)):
         if panel is not None:
             yield panel
+
+
+def _listed(of: dict[K, V], state: Callable[[K], str]) -> dict[K, V]:
+    """All of them; of more than `STATES` those of both ends, and the first between."""
+    if len(of) <= STATES:
+        return of
+    between = next((key for key in of if state(key) not in ENDS), None)
+    return {key: value for key, value in of.items() if state(key) in ENDS or key == between}
 
 
 def _row(board: Board, cell: Cell) -> Row:

@@ -8,8 +8,9 @@ from eqbench.panels.families import filters, tuning
 from eqbench.panels.learning import learning
 from eqbench.panels.slices import slices
 from eqbench.panels.spectrum import spectrum
+from eqbench.panels.trajectory import trajectory
 
 # In the order of the page, after the learning curves; each is None for a network without its curves.
 PANELS: tuple[Callable[[Own], Panel | None], ...] = (spectrum, certificate, filters, tuning, slices)
 
-__all__ = ["PANELS", "Own", "Panel", "learning"]
+__all__ = ["PANELS", "Own", "Panel", "learning", "trajectory"]
