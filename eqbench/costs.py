@@ -209,7 +209,7 @@ def train_work(plan: "Plan", model: str, root: Path) -> Work:
     parameters, side, _ = size(plan, model, root)
     recipe = plan.option("train", plan.option("model", model).train)
     epoch = recipe.updates * recipe.batch_size if recipe.updates else _training_images(plan, recipe.data)
-    images = recipe.epochs * epoch
+    images = recipe.epochs * epoch * (2 if recipe.penalty else 1)
     return Work(TRAIN, parameters, side**2, images, recipe.batch_size)
 
 

@@ -64,7 +64,7 @@ def penalty(network: nn.Module, x: Tensor, form: Form, group: Group, generator: 
     """
 
     def centred(images: Tensor) -> Tensor:
-        logits = network(images).float()
+        logits = network(images)
         return logits - logits.mean(1, keepdim=True)
 
     with _noiseless(network):
