@@ -6,7 +6,8 @@ _PROBE = "robustness"
 _USUAL = "the most frequent class alone"
 _SHIFT = "Shifted by `shift` of the side to each of the four corners, all of them windows of one larger image, as a camera sees it."
 _TURN = "Turned by multiples of 15° up to `rotation` degrees both ways, seen through a disc."
-_PGD = "the strongest images that projected gradient ascent on the cross-entropy finds within max |x' − x| ≤ ε and [0, 1]: `pgd_steps` steps of 2.5 ε / `pgd_steps`, from the image itself. A bound from above: a better attack may find more"
+_PGD = "Share of images classed rightly as they are and under projected gradient ascent on the cross-entropy: `pgd_steps` steps of 2.5 ε / `pgd_steps` from the image itself, within |x' − x| ≤ ε"
+_BOUND = "and [0, 1]. A bound from above: a better attack may find more."
 
 # key: title, symbol, what is done, what the drop is from, citation, cost
 _KINDS = {
@@ -34,7 +35,7 @@ _KINDS = {
         f"pgd_{size}": (
             f"under {size} attack",
             f"PGD,{i}",
-            f"Share of images that are classed rightly as they are and as {_PGD}. ε = `pgd_eps[{i - 1}]` / 255.",
+            f"{_PGD} = `pgd_eps[{i - 1}]` / 255 {_BOUND}",
             "the image as it is",
             "Madry et al. 2018, ICLR; by adversarial-robustness-toolbox (Nicolae et al. 2018, arXiv:1807.01069)",
             "`pgd_steps` gradients an image that is classed rightly",
