@@ -251,6 +251,7 @@ rule collect:
         "reports/{suite}/results.csv",
         "reports/{suite}/coverage.csv",
         "reports/{suite}/treatments.csv",
+        "reports/{suite}/ensembles.csv",
         report(
             "reports/{suite}/leaderboard.csv",
             caption="eqbench/templates/leaderboard.rst",

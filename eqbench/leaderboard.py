@@ -31,7 +31,7 @@ from typing import Any
 
 import pandas as pd
 
-from eqbench import coverage, ensembles, lineage, profiles, treatments
+from eqbench import coverage, ensembles, gains, lineage, profiles, treatments
 from eqbench.cells import STATUSES, Cells, read_cells
 from eqbench.config import Cell, Plan
 from eqbench.inference import detectable, holm
@@ -42,7 +42,7 @@ from eqbench.profiles import INDEX, PERMUTED
 from eqbench.results import CSV, Measure, Status, write_text
 from eqbench.schema import UNGROUPED
 
-FILES = ("results.csv", "leaderboard.csv", "coverage.csv", "treatments.csv")
+FILES = ("results.csv", "leaderboard.csv", "coverage.csv", "treatments.csv", "ensembles.csv")
 RANKINGS = [metric for metric in METRICS.values() if metric.rank]  # the first one that a group's cells give ranks it
 
 CHUNK = 500  # cells that are turned into text at once
@@ -106,6 +106,11 @@ class Board(Cells):
         return lineage.kinds(self)
 
     @cached_property
+    def gains(self) -> list[gains.Gain]:
+        """Ensembles minus their members, adjusted for how many they are."""
+        return gains.gains(self)
+
+    @cached_property
     def contrasts(self) -> list[treatments.Contrast]:
         """Networks that were told of a symmetry, against plain ones."""
         return treatments.contrasts(self)
@@ -132,6 +137,7 @@ def write(board: Board, out_dir: Path) -> None:
     write_text(out_dir / "results.csv", "".join(_lines(board)))
     write_text(out_dir / "leaderboard.csv", board.csv)
     write_text(out_dir / "coverage.csv", coverage.table(board).to_csv(index=False, lineterminator="\n"))
+    write_text(out_dir / "ensembles.csv", gains.table(board.gains).to_csv(index=False, lineterminator="\n"))
     write_text(out_dir / "treatments.csv", treatments.table(board.contrasts).to_csv(index=False, lineterminator="\n"))
 
 

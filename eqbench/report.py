@@ -63,6 +63,7 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
         "board": board,
         "compared": compared(board),
         "findings": findings(board),
+        "gains": board.gains,
         "treatments": board.contrasts,
         "treatments_told": told_together(board.contrasts),
         "treatments_shown": SHOWN,

@@ -204,12 +204,16 @@ class _Part:
         return result
 
     def _learned(self, placebo: Group | None) -> str | None:
-        """Why a group is no placebo for these weights: training acted with its elements, or punished the lack of them."""
+        """Why a group is no placebo for these weights: training acted with its elements, or punished the lack of them, or
+        they were averaged over them.
+        """
         recipe = self.card.get("recipe") or {}
-        if not isinstance(placebo, FiniteGroup) or self.where[2] == "init":
+        if not isinstance(placebo, FiniteGroup):
             return None
-        uses = {"group": ("augmentation", recipe.get("augment", UNGROUPED))}
-        uses["penalty"] = ("penalty", (recipe.get("penalty") or {}).get("group", UNGROUPED))
+        uses = {"symmetry": ("symmetrisation", self.plan.option("model", self.where[0]).group or UNGROUPED)}
+        if self.where[2] != "init":
+            uses["group"] = ("augmentation", recipe.get("augment", UNGROUPED))
+            uses["penalty"] = ("penalty", (recipe.get("penalty") or {}).get("group", UNGROUPED))
         known: dict[str, set[Hashable]] = {}
         for key, (word, name) in uses.items():
             if name != UNGROUPED:
@@ -218,8 +222,11 @@ class _Part:
         left = placebo.keys() - groups.get_finite(UNGROUPED).keys()
         if not left <= set().union(*known.values()):
             return None
-        parts = [text for text, keys in known.items() if left & keys]
-        return f"{placebo.name} is part of the training {' and '.join(parts)}, so it is no placebo"
+        told = [text for text, keys in known.items() if left & keys]
+        made = [text for text in told if text.startswith("symmetrisation")]
+        parts = [text for text in told if text not in made]
+        texts = [*(["training " + " and ".join(parts)] if parts else []), *made]
+        return f"{placebo.name} is part of the {' and the '.join(texts)}, so it is no placebo"
 
     def _provenance(self, cell: Cell) -> dict[str, Any]:
         facts = {k: self.card["facts"].get(k) for k in ("family", "architecture", "parameters", "image_size")}

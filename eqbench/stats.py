@@ -137,8 +137,12 @@ def replicates(statistic: Statistic, n: int, clusters: NDArray[np.int64] | None 
         `STORED` resamples, base64 of little-endian float32. Both are fields of `results.Measure`.
     """
     drawn = samples(lambda w: statistic(w)[:, None], n, STORED, clusters)[:, 0]
-    text = base64.b64encode(drawn.astype("<f4").tobytes()).decode()
-    return {"units": n if clusters is None else len(np.unique(clusters)), "replicates": text}
+    return {"units": n if clusters is None else len(np.unique(clusters)), "replicates": pack(drawn)}
+
+
+def pack(drawn: Array) -> str:
+    """Replicates as text, as a measure keeps them."""
+    return base64.b64encode(drawn.astype("<f4").tobytes()).decode()
 
 
 def unpack(text: str) -> Array:

@@ -19,6 +19,7 @@ CONSISTENCY = (
         True,
         null=_CHANCE,
         cost=_COST,
+        compared=True,
         headline=True,
     ),
     Metric(

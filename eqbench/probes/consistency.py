@@ -15,11 +15,12 @@ from eqbench import ensembles
 from eqbench.errors import Unsupported
 from eqbench.groups import FiniteGroup, Group, LieGroup
 from eqbench.groups.translation import crop
+from eqbench.metrics import METRICS
 from eqbench.probes.base import Finding, Subject, another, check_labels, forward_each, log_mean_exp, mean_entropy
 from eqbench.probes.windows import shifting
 from eqbench.results import Measure
 from eqbench.schema import Consistency
-from eqbench.stats import Array, Statistic, at_ones, bootstrap
+from eqbench.stats import Array, Statistic, at_ones, bootstrap, replicates
 
 REASONS = {
     "consistency_kappa": "all images are in one class: nothing is left to agree on beyond chance",
@@ -51,14 +52,15 @@ def run(subject: Subject, group: FiniteGroup | LieGroup, placebo: Group | None, 
     if subject.labels is not None:
         check_labels(subject.labels, classes)
         right = [top[0] == subject.labels.numpy() for top in tops]
-        kept = np.sum([ensembles.hits([top]) * own for top, own in zip(tops, right, strict=True)], 0)
-        found["consistency_correct"] = (lambda w: (w @ kept) / (w @ np.sum(right, 0)), ensembles.chance(tops, right))
+        same = np.sum([ensembles.hits([top]) * own for top, own in zip(tops, right, strict=True)], 0)
+        found["consistency_correct"] = (lambda w: (w @ same) / (w @ np.sum(right, 0)), ensembles.chance(tops, right))
 
     metrics = {}
     for name, (statistic, null) in found.items():
         value, lo, hi = bootstrap(statistic, n, conf.resamples, subject.clusters)
         reason = None if math.isfinite(value) else REASONS[name]
-        metrics[name] = Measure(value, lo, hi, n, null=at_ones(null, n), reason=reason)
+        kept = replicates(statistic, n, subject.clusters) if METRICS[name].replicated else {}
+        metrics[name] = Measure(value, lo, hi, n, null=at_ones(null, n), reason=reason, **kept)
     if sum(family.numel() for family in log_p) <= ensembles.BOUND:
         return Finding(metrics, ensembles.pack([family.numpy() for family in log_p], subject.clusters))
     metrics["ensemble_same_prediction"] = Measure(None, reason=ensembles.UNSTORED)
