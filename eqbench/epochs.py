@@ -7,6 +7,7 @@ images, the group elements that act on them and the dropout masks are all drawn 
 import io
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from eqbench import feeding, models, results, schema, weights
 from eqbench.config import Plan
 from eqbench.data import Dataset
+from eqbench.dynamics import Recorder
 from eqbench.errors import Misfit, UserError
 from eqbench.groups import Group
 from eqbench.options import digest
@@ -106,6 +108,7 @@ class Run:
             t_in_epochs=False,
         )
         self.ema = ModelEmaV3(self.network, recipe.model_ema_decay, use_warmup=True) if recipe.model_ema else None
+        self.recorder = Recorder.of(self.network, self.optimizer, self.train_set, recipe) if recipe.dynamics else None
 
     def _check_groups(self) -> None:
         for use, group in (("augment", self.task.augment), ("penalty.group", self.task.penalised)):
@@ -137,6 +140,8 @@ class Run:
                 self.optimizer.load_state_dict(saved["optimizer"])
                 if self.ema:
                     self.ema.module.load_state_dict(saved["ema"])
+                if self.recorder:
+                    self.recorder.load(saved["dynamics"])
                 return
         for path in [p for p in checkpoint.parent.glob("*") if p.is_dir() and schema.STATE.fullmatch(p.name)]:
             shutil.rmtree(path)  # of another training
@@ -183,10 +188,12 @@ class Run:
             self.schedule.step_update(update)
             losses = self._losses(rows, generator)
             self.optimizer.zero_grad()
-            self._total(losses).backward()
+            total = self._total(losses)
+            total.backward()
             if self.task.recipe.clip_grad is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), self.task.recipe.clip_grad)
-            self.optimizer.step()
+            with self.recorder.step(update, total.detach()) if self.recorder else nullcontext():
+                self.optimizer.step()
             if self.ema:
                 self.ema.update(network, step=update + 1)
             for name, loss in losses.items():
@@ -232,6 +239,7 @@ class Run:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
+            "dynamics": self.recorder.state if self.recorder else None,
         }
         buffer = io.BytesIO()
         torch.save(tree, buffer)

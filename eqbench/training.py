@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eqbench import data, models, schema, weights
+from eqbench import data, models, results, schema, weights
 from eqbench.data import Dataset
 from eqbench.epochs import Run, Task
 from eqbench.errors import UserError
@@ -61,6 +61,10 @@ def train(task: Task, root: Path) -> None:
         "metrics": run.history,
         "data": {"name": recipe.data, "sha256": shas, "images": {"train": len(run.train_set), "test": len(test_set)}},
     }
+    if run.recorder:
+        record = weights.dynamics_path(root, model_id, seed)
+        results.write_json(record, run.recorder.log)
+        facts["dynamics"] = weights.sha256_file(record)
     weights.write_card(root, model_id, seed, facts)
     checkpoint.unlink()
 

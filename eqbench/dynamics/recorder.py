@@ -1,6 +1,9 @@
 """The recorder of a training: looks on at every n-th step, and leaves weights, gradients, buffers and draws as they are."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +13,11 @@ from eqbench.curvature.objective import Loss, TrainingObjective
 from eqbench.dynamics.conservation import Conservation, Step, doubles
 from eqbench.dynamics.edge import Edge
 from eqbench.errors import Failed, Unsupported
+from eqbench.feeding import Images
 from eqbench.probes.base import ieee
-from eqbench.symmetries.transformations import Weights
+from eqbench.schema import Train
 
+WATCHED = 64  # images of the fixed batch
 CONFIRMING = 4  # images on which symmetries are confirmed
 STEPS = ("update", "loss", "lr", "threshold", "lambda_max", "residual", "alignment", "curvature", "gradient")
 
@@ -35,19 +40,27 @@ class Recorder:
         """
         self.network, self.optimizer, self.every = network, optimizer, every
         self.edge, self.rows = Edge(x, y, loss), list[dict[str, Any]]()
-        self._before: tuple[dict[str, Any], Weights, Weights] | None = None
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.enable_grad(), ieee():
             self.conservation = Conservation(TrainingObjective(network, [(x[:CONFIRMING], y[:CONFIRMING])], loss))
         found = [one.origin for some in self.conservation.families.values() for one in some]
         self.instances = [one for one in found if one is not None]
 
-    def before(self, update: int, loss: float | Tensor) -> None:
-        """After the backward pass of an update, before the optimiser's step.
+    @classmethod
+    def of(cls, network: nn.Module, optimizer: torch.optim.Optimizer, images: Images, recipe: Train) -> "Recorder":
+        """That of a recipe, whose fixed batch are `WATCHED` training images, the same ones for every seed."""
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:WATCHED]
+        loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.smoothing)
+        return cls(network, optimizer, *images.batch(chosen), loss, recipe.dynamics)
+
+    @contextmanager
+    def step(self, update: int, loss: float | Tensor) -> Iterator[None]:
+        """Around the optimiser's step of an update, whose gradients are there: a row, if its turn has come.
 
         Args:
             loss: of this step's batch, as it was descended on.
         """
         if update % self.every:
+            yield
             return
         row: dict[str, Any] = {"update": update, "loss": _finite(float(loss))} | self._optimiser()
         with torch.enable_grad(), ieee():
@@ -58,22 +71,16 @@ class Recorder:
         parameters = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
         theta = {name: p.clone() for name, p in doubles(parameters).items()}
         gradient = doubles((name, torch.zeros_like(p) if p.grad is None else p.grad.clone()) for name, p in parameters)
-        self._before = row, theta, gradient
-
-    def after(self) -> None:
-        """After the optimiser's step."""
-        if self._before is None:
-            return
-        (row, theta, gradient), self._before = self._before, None
+        yield
         now = doubles(self.network.named_parameters())
         rate = {id(p): float(group["weight_decay"]) for group in self.optimizer.param_groups for p in group["params"]}
         decay = {
             name: rate.get(id(p), 0.0) * theta[name] for name, p in self.network.named_parameters() if name in theta
         }
-        step = Step(theta, gradient, {name: now[name] - w for name, w in theta.items()}, decay, row["lr"])
+        taken = Step(theta, gradient, {name: now[name] - w for name, w in theta.items()}, decay, row["lr"])
         row["families"] = {
             family: {key: _finite(value) for key, value in numbers.items()}
-            for family, numbers in self.conservation.of(step).items()
+            for family, numbers in self.conservation.of(taken).items()
         }
         self.rows.append(row)
 

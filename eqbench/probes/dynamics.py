@@ -1,6 +1,6 @@
 """What was recorded while a network trained: identities of its steps, charges, sharpness and the gradient in it.
 
-Curves: `steps`, an entry a logged step: update, loss, lr, threshold, lambda_max (the largest), alignment, curvature;
+Curves: `steps`, an entry a logged step: update, loss, lr, threshold, lambda_max, alignment, curvature;
 `families`, an entry a family (and the control): its instances, and identity, charge, change, decay, square, remainder,
 residual, imbalance and decay_imbalance over the steps, as in `dynamics.conservation`.
 """
@@ -49,8 +49,6 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Dyna
     }
     metrics |= _edge(log)
     curve = [dict(zip(steps, values, strict=True)) for values in zip(*steps.values(), strict=True)]
-    for entry in curve:
-        entry["lambda_max"] = entry["lambda_max"] and entry["lambda_max"][0]
     entries = [{"family": name, "instances": log["instances"].get(name, 0), **one} for name, one in families.items()]
     return Finding(metrics, {"steps": curve, "families": entries})
 
@@ -58,7 +56,9 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Dyna
 def _worst(families: dict[str, Any], key: str, count: int, floor: float, null: float | None) -> Measure:
     """The largest root mean square over steps of any family."""
     found = [float(np.sqrt(np.mean(np.square(one[key])))) for one in families.values() if key in one]
-    return Measure(max(found, default=None), n=count, floor=floor, null=null, reason=None if found else "no family was found")
+    return Measure(
+        max(found, default=None), n=count, floor=floor, null=null, reason=None if found else "no family was found"
+    )
 
 
 def _breaking(families: dict[str, Any], count: int) -> Measure:
@@ -103,14 +103,14 @@ def _decay_imbalance(families: dict[str, Any]) -> Measure:
 
 def _edge(log: dict[str, Any]) -> dict[str, Measure]:
     steps = log["steps"]
-    known = [i for i, values in enumerate(steps["lambda_max"]) if values]
+    known = [i for i, values in enumerate(steps["lambda_max"]) if values is not None]
     if not known:
         reason = log["reason"] or "no sharpness was logged"
         return {
             name: Measure(None, reason=reason)
             for name in ("training_sharpness", "edge_ratio", "top_alignment", "gradient_curvature")
         }
-    top = {i: steps["lambda_max"][i][0] for i in known}
+    top = {i: steps["lambda_max"][i] for i in known}
     end, error = top[known[-1]], steps["residual"][known[-1]]
     found = {"training_sharpness": Measure(end, end - error, end + error, log["images"], null=top[known[0]])}
     fast = [i for i in known if steps["threshold"][i] and steps["lr"][i] >= max(steps["lr"]) / 2]
@@ -123,7 +123,6 @@ def _edge(log: dict[str, Any]) -> dict[str, Measure]:
     if not aimed:
         nowhere = "the gradient vanishes"
         return found | {name: Measure(None, reason=nowhere) for name in ("top_alignment", "gradient_curvature")}
-    chance = math.sqrt(len(steps["lambda_max"][known[0]]) / log["parameters"])
-    found["top_alignment"] = _mean([steps["alignment"][i] for i in aimed], null=chance)
+    found["top_alignment"] = _mean([steps["alignment"][i] for i in aimed], null=log["parameters"] ** -0.5)
     found["gradient_curvature"] = _mean([steps["curvature"][i] / top[i] for i in aimed if top[i] > 0])
     return found

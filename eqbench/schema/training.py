@@ -64,6 +64,7 @@ class Train:
     amp: bool = True  # bfloat16 autocast, on a GPU only
     model_ema: bool = False  # final is the exponential moving average of the weights
     model_ema_decay: float = 0.99
+    dynamics: int = 0  # updates between two steps that are recorded (eqbench/dynamics); 0: none is
     save: list[int] | None = None  # epochs kept as states epoch-NNN; None: 1, 2, 4, 8, ... below `epochs`
 
     def __post_init__(self) -> None:
@@ -84,12 +85,13 @@ class Train:
         require(2 <= self.batch_size <= 2**20, "batch_size", "in 2..2^20", self.batch_size)
         for key in ("smoothing", "momentum"):
             require(0 <= getattr(self, key) < 1, key, "in [0, 1)", getattr(self, key))
-        require(0 < self.fraction <= 1, "fraction", "in (0, 1]", self.fraction)
         for key in ("updates", "test_images"):
             value = getattr(self, key)
             require(value is None or value >= 1, key, "at least 1", value)
+        require(0 < self.fraction <= 1, "fraction", "in (0, 1]", self.fraction)
         clip = self.clip_grad
         require(clip is None or (math.isfinite(clip) and clip > 0), "clip_grad", "a positive number", clip)
+        require(0 <= self.dynamics <= 10**6, "dynamics", "in 0..1000000", self.dynamics)
         for epoch in self.save or []:
             require(1 <= epoch <= self.epochs, "save", f"epochs in 1..{self.epochs}", epoch)
 
