@@ -37,6 +37,7 @@ SCHEMAS: dict[str, Any] = {
     "probe": schema.PROBES,
 }
 UNTRAINED = "untrained-"  # a model of this prefix and a timm architecture needs no file: random initialisations of it
+MADE = ("ensemble", "symmetrised")  # sources of models that are made of another one
 INHERITED = ("timm", "args", "image_size")  # keys that a model made of another one has from it
 EVERY = "*"  # the id of an override of all options of a kind
 INTEGER = re.compile(r"(\w+)=(-?\d{1,9})")  # an override that means the same to Hydra and to us
@@ -137,6 +138,8 @@ def load(kind: str, name: str, overrides: Overrides = (), first: bool = False) -
         if first:
             raise UserError(f"expected a model that is not made of another one, and '{name}' is made of '{said['of']}'")
         said = _inherited(said, overrides, where)
+    elif kind == "model" and isinstance(said, dict) and said.get("source") in MADE:
+        raise UserError(f"{where}: of: expected the model that it is made of, because source is '{said['source']}'")
     return _strict(target, said, where)
 
 
