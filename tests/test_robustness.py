@@ -149,29 +149,24 @@ def test_against_the_definitions():
     found = measured(net, x, y, shift=0.125, rotation=30.0, noise=[0.1, 0.2, 0.4])
     clean = right(net, x, y)
     assert found["clean_accuracy"].value == clean == 1 - 4 / N
-    wide = nn.functional.interpolate(x, (SIZE + 4,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
+    wide = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (2, 2), (2, 2)], mode="reflect"))
     windows = [wide[..., a : a + SIZE, b : b + SIZE] for a in (0, 4) for b in (0, 4)]
     shift = np.mean([right(net, window, y) for window in windows])
-    still = right(net, wide[..., 2:-2, 2:-2], y)
-    assert found["shift_accuracy"].value == pytest.approx(shift)
-    assert found["shift_drop"].value == pytest.approx(still - shift)
-    turn = get("rotation")
-    angles = [math.radians(t) for t in (15, 30, 330, 345)]
-    turned = np.mean([right(net, turn.act(x, ("rotation", t)), y) for t in angles])
-    flat = right(net, turn.act(x, ("rotation", 0.0)), y)
-    assert found["rotation_accuracy"].value == pytest.approx(turned)
-    assert found["rotation_drop"].value == pytest.approx(flat - turned)
+    turn, angles = get("rotation"), [math.radians(t) for t in (-30, -15, 15, 30)]
+    turned = np.mean([right(net, turn.filled(x, ("rotation", t)).clamp(0, 1), y) for t in angles])
+    for kind, accuracy in {"shift": shift, "rotation": turned}.items():
+        assert found[f"{kind}_accuracy"].value == pytest.approx(accuracy)
+        assert found[f"{kind}_drop"].value == pytest.approx(clean - accuracy)
     noise = torch.stack([torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(i)) for i in range(N)])
     noisy = []
     for size, sigma in zip(("weak", "medium", "strong"), (0.1, 0.2, 0.4), strict=True):
         noisy.append(right(net, (x + sigma * noise).clamp(0, 1), y))
         assert found[f"noise_{size}_accuracy"].value == pytest.approx(noisy[-1])
         assert found[f"noise_{size}_drop"].value == pytest.approx(clean - noisy[-1])
-    assert len({still, shift, flat, turned, clean, *noisy}) > 5, "networks that change nothing test nothing"
+    assert len({shift, turned, clean, *noisy}) > 4, "networks that change nothing test nothing"
     mean = (shift + turned + np.mean(noisy)) / 3
     assert found["corruption_accuracy"].value == pytest.approx(mean)
-    drop = ((still - shift) + (flat - turned) + (clean - np.mean(noisy))) / 3
-    assert found["corruption_drop"].value == pytest.approx(drop)
+    assert found["corruption_drop"].value == pytest.approx(clean - mean)
     for name, measure in found.items():
         assert measure.lo <= measure.value <= measure.hi, name
         assert bool(measure.replicates) == METRICS[name].compared, name
@@ -232,7 +227,7 @@ def test_what_cannot_be_measured_says_why():
     ("options", "said"),
     [
         ({"shift": 0.0}, "shift: expected in"),
-        ({"rotation": 10.0}, "rotation: expected in 15..180"),
+        ({"rotation": 0.0}, "rotation: expected in"),
         ({"noise": [0.1, 0.2]}, "noise: expected 3 ascending"),
         ({"noise": [0.1, 0.1, 0.2]}, "noise: expected 3 ascending"),
         ({"pgd_eps": [0.0, 8.0]}, "pgd_eps: expected 2 ascending"),

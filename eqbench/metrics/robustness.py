@@ -4,28 +4,22 @@ from eqbench.metrics.base import Metric
 
 _PROBE = "robustness"
 _USUAL = "the most frequent class alone"
-_SHIFT = "Shifted by `shift` of the side to each of the four corners, all of them windows of one larger image, as a camera sees it."
-_TURN = "Turned by multiples of 15° up to `rotation` degrees both ways, seen through a disc."
+_SHIFT = (
+    "Shifted along both axes at once by `shift` of the side, to each of the four corners, and mirrored at the border."
+)
+_TURN = "Turned by `rotation` degrees and by half of that, both ways, and mirrored at the border."
 _PGD = "Share of images classed rightly as they are and under projected gradient ascent on the cross-entropy: `pgd_steps` steps of 2.5 ε / `pgd_steps` from the image itself, within |x' − x| ≤ ε"
 _BOUND = "and [0, 1]. A bound from above: a better attack may find more."
 
-# key: title, symbol, what is done, what the drop is from, citation, cost
+# key: title, symbol, what is done, citation, cost
 _KINDS = {
-    "shift": ("shifted", "shift", _SHIFT, "the window in the middle", "Zhang 2019, ICML (windows)", "5 forwards"),
-    "rotation": (
-        "rotated",
-        "rot",
-        _TURN,
-        "the image behind the same disc",
-        "Hendrycks & Dietterich 2019, ICLR, for the reading; the turns are eqbench's",
-        "2 forwards each 15°, and 1",
-    ),
+    "shift": ("shifted", "shift", _SHIFT, "eqbench; cf. Azulay & Weiss 2019, JMLR", "4 forwards"),
+    "rotation": ("rotated", "rot", _TURN, "eqbench; cf. Engstrom et al. 2019, ICML", "4 forwards"),
     **{
         f"noise_{size}": (
             f"under {size} noise",
             f"noise,{i}",
             f"Gaussian noise of standard deviation `noise[{i - 1}]` is added to each channel of each pixel, and what leaves [0, 1] is cut off.",
-            "the image as it is",
             "Hendrycks & Dietterich 2019, ICLR",
             "1 forward",
         )
@@ -36,7 +30,6 @@ _KINDS = {
             f"under {size} attack",
             f"PGD,{i}",
             f"{_PGD} = `pgd_eps[{i - 1}]` / 255 {_BOUND}",
-            "the image as it is",
             "Madry et al. 2018, ICLR; by adversarial-robustness-toolbox (Nicolae et al. 2018, arXiv:1807.01069)",
             "`pgd_steps` gradients an image that is classed rightly",
         )
@@ -46,7 +39,7 @@ _KINDS = {
 
 
 def _metrics(key: str) -> tuple[Metric, Metric]:
-    title, symbol, meaning, reference, citation, cost = _KINDS[key]
+    title, symbol, meaning, citation, cost = _KINDS[key]
     attack = key.startswith("pgd")
     formula = "[argmax f(x) = y and argmax f(x') = y]" if attack else "[argmax f(cx) = y]"
     return (
@@ -71,8 +64,8 @@ def _metrics(key: str) -> tuple[Metric, Metric]:
             f"Accuracy lost, {title}",
             f"Δacc_{{{symbol}}}",
             "",
-            f"The accuracy on {reference}, minus that {title}.",
-            f"Δacc = acc(x) − acc_{{{symbol}}}",
+            f"The accuracy on the images as they are, minus that {title}.",
+            f"Δacc = acc_0 − acc_{{{symbol}}}",
             citation,
             False,
             null="0: nothing lost",
@@ -103,7 +96,7 @@ ROBUSTNESS = (
         "Mean accuracy lost to corruption",
         "Δacc_c",
         "",
-        "The mean of the accuracies lost shifted, rotated and under noise, each from its own reference.",
+        "The mean of the accuracies lost shifted, rotated and under noise.",
         "Δacc_c = (Δacc_shift + Δacc_rot + mean_i Δacc_{noise,i}) / 3",
         "after Hendrycks & Dietterich 2019, ICLR",
         False,
@@ -117,7 +110,7 @@ ROBUSTNESS = (
         "Accuracy, untouched",
         "acc_0",
         "",
-        "Share of the probe's images classed rightly as they are: what noise and attacks are compared with.",
+        "Share of the probe's images classed rightly as they are: what all the others are compared with.",
         "acc_0 = meanₓ [argmax f(x) = y]",
         "the usual definition",
         True,

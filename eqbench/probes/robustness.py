@@ -1,13 +1,12 @@
 """Accuracy on shifted, rotated, noisy and attacked images, beside that on the same images untouched.
 
 Every accuracy is a mean over images, so one bootstrap on the same resamples gives all intervals, those of drops paired.
-What shifts and turns are compared with is seen as they are: through a window of the same larger image, or the same disc.
+What shifts and turns bring in from beyond the border is the image mirrored at it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,26 +30,22 @@ ATTACKS = ("weak", "strong")
 CORRUPTIONS = {"shift": 1 / 3, "rotation": 1 / 3} | {f"noise_{size}": 1 / 9 for size in NOISES}  # weights of the mean
 
 
-class Pair(NamedTuple):
-    """How often each image is classed rightly, in [0, 1], (n,) each: what is compared with, and under the change."""
+class Shifted:
+    """Images moved by (dy, dx) px, mirrored at the border."""
 
-    still: Array
-    moved: Array
-
-
-class Window(NamedTuple):
-    """Where a window of `size` px lies in a larger image."""
-
-    dy: int
-    dx: int
-    size: int
+    def act(self, x: Tensor, g: tuple[int, int], /) -> Tensor:
+        reach, size = max(map(abs, g)), x.shape[-1]
+        wide = torch.nn.functional.pad(x, [reach] * 4, mode="reflect")
+        return crop(wide, reach - g[0], reach - g[1], size)
 
 
-class Windowing:
-    """Images as a window shows them."""
+class Turned:
+    """Images turned counter-clockwise by t rad about the centre, mirrored at the border."""
 
-    def act(self, x: Tensor, g: Window, /) -> Tensor:
-        return crop(x, *g)
+    def act(self, x: Tensor, t: float, /) -> Tensor:
+        group = AFFINE["rotation"]
+        assert isinstance(group, Linear)
+        return group.filled(x, ("rotation", t)).clamp(0, 1)
 
 
 def run(subject: Subject, group: None, placebo: Group | None, conf: Robustness) -> Finding:
@@ -62,23 +57,32 @@ def run(subject: Subject, group: None, placebo: Group | None, conf: Robustness) 
     """
     if subject.labels is None:
         raise Unsupported("the images have no labels, and robustness is accuracy under change")
-    labels = subject.labels
+    labels, px = subject.labels, round(conf.shift * subject.size)
+    if not px:
+        raise Unsupported(
+            f"images of {subject.size} px: a shift by {conf.shift:g} of the side is less than half a pixel"
+        )
     plain = torch.cat(forward_each(subject.network, subject.batches(subject.size), subject.device))
     subject.forwards += subject.n
     check_labels(labels, plain.shape[1])
-    clean = _right(plain, labels)
-    pairs = {"shift": shifted(subject, labels, conf.shift), "rotation": turned(subject, labels, conf.rotation)}
-    for size, sigma in zip(NOISES, conf.noise, strict=True):
-        pairs[f"noise_{size}"] = Pair(clean, noisy(subject, labels, sigma))
+    clean = _right([plain], labels)
+    turns = [math.radians(part * conf.rotation) for part in (-1, -0.5, 0.5, 1)]
+    right = {
+        "shift": _right(
+            subject.logits(subject.size, Shifted(), [(y, x) for y in (-px, px) for x in (-px, px)]), labels
+        ),
+        "rotation": _right(subject.logits(subject.size, Turned(), turns), labels),
+    }
+    right |= {f"noise_{size}": noisy(subject, labels, sigma) for size, sigma in zip(NOISES, conf.noise, strict=True)}
+    together: Array = np.sum([w * right[key] for key, w in CORRUPTIONS.items()], 0)
     standing = clean
     for size, eps in zip(ATTACKS, conf.pgd_eps, strict=True):  # ascending: what fell to a weaker attack has fallen
         standing = strongest(subject, labels, plain.shape[1], standing, eps / 255, conf.pgd_steps)
-        pairs[f"pgd_{size}"] = Pair(clean, standing)
+        right[f"pgd_{size}"] = standing
 
-    together = Pair(*(np.sum([w * pairs[key][i] for key, w in CORRUPTIONS.items()], 0) for i in (0, 1)))
     each = {"clean_accuracy": clean}
-    for key, pair in ({"corruption": together} | pairs).items():
-        each |= {f"{key}_accuracy": pair.moved, f"{key}_drop": pair.still - pair.moved}
+    for key, own in ({"corruption": together} | right).items():
+        each |= {f"{key}_accuracy": own, f"{key}_drop": clean - own}
     columns = np.stack(list(each.values()), 1)
 
     def means(w: Array) -> Array:
@@ -98,32 +102,6 @@ def _column(statistics: Statistic, i: int, w: Array) -> Array:
     return statistics(w)[:, i]
 
 
-def shifted(subject: Subject, labels: Tensor, share: float) -> Pair:
-    """Windows at the four corners of an image that is `share` of the side larger on each side, against the middle one.
-
-    Raises:
-        Unsupported: that is less than a pixel.
-    """
-    size = subject.size
-    m = round(share * size)
-    if not m:
-        raise Unsupported(f"images of {size} px: a shift by {share:g} of the side is less than half a pixel")
-    places = [Window(m, m, size), *(Window(dy, dx, size) for dy in (0, 2 * m) for dx in (0, 2 * m))]
-    still, *moved = (_right(y, labels) for y in subject.logits(size + 2 * m, Windowing(), places))
-    return Pair(still, np.mean(moved, 0))
-
-
-def turned(subject: Subject, labels: Tensor, degrees: float) -> Pair:
-    """Turns by the multiples of 15 degrees up to `degrees`, both ways, against none behind the same disc."""
-    group = AFFINE["rotation"]
-    assert isinstance(group, Linear)
-    full, most = 2 * math.pi, math.radians(degrees) + 1e-9
-    angles = [t for t in group.sweep("rotation", subject.size) if min(t, full - t) <= most]
-    rows = [_right(y, labels) for y in subject.logits(subject.size, group, [("rotation", t) for t in angles])]
-    still = rows.pop(angles.index(0.0))
-    return Pair(still, np.mean(rows, 0))
-
-
 def noisy(subject: Subject, labels: Tensor, sigma: float) -> Array:
     """Right or not under white noise of standard deviation sigma, (n,); its direction depends on the image's place alone."""
 
@@ -136,8 +114,9 @@ def noisy(subject: Subject, labels: Tensor, sigma: float) -> Array:
 
     rows = forward_each(subject.network, images(), subject.device)
     subject.forwards += subject.n
-    return _right(torch.cat(rows), labels)
+    return _right([torch.cat(rows)], labels)
 
 
-def _right(logits: Tensor, labels: Tensor) -> Array:
-    return (logits.argmax(-1) == labels).double().numpy()
+def _right(logits: Sequence[Tensor], labels: Tensor) -> Array:
+    """How often each image is classed rightly, (n,), from the logits of each of its versions."""
+    return torch.stack([one.argmax(-1) == labels for one in logits]).double().mean(0).numpy()

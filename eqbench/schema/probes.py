@@ -288,8 +288,9 @@ class GroupLandscape(Resampled):
 class Robustness(Resampled):
     """conf/probe/robustness.yaml: accuracy on shifted, rotated, noisy and attacked images; needs labels."""
 
+    version: ClassVar[int] = 3
     shift: float = 0.125  # of the side, along both axes at once
-    rotation: float = 30.0  # degrees, both ways: the multiples of 15 up to it
+    rotation: float = 30.0  # degrees: turned by it and by half of it, both ways
     noise: list[float] = field(
         default_factory=lambda: [0.04, 0.08, 0.16]
     )  # standard deviations, images being in [0, 1]
@@ -299,7 +300,7 @@ class Robustness(Resampled):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.shift <= 0.5, "shift", "in (0, 0.5] of the side", self.shift)
-        require(15 <= self.rotation <= 180, "rotation", "in 15..180 degrees", self.rotation)
+        require(0 < self.rotation <= 180, "rotation", "in (0, 180] degrees", self.rotation)
         for key, count, most in (("noise", 3, 1.0), ("pgd_eps", 2, 255.0)):
             values = list(getattr(self, key))
             fine = len(values) == count and values[0] > 0 and values[-1] <= most
