@@ -208,7 +208,7 @@ def test_finished_epochs_are_not_repeated(run, monkeypatch):
 
 def test_resumes_bit_identically_after_kill(tiny, tmp_path):
     penalty = schema.Penalty(Form.twirl, "d4", 0.1)
-    recipe = replace(RECIPE, epochs=24, opt="sgd", lr=0.01, augment="rotation", penalty=penalty, fraction=0.6)
+    recipe = replace(RECIPE, epochs=16, opt="sgd", lr=0.01, augment="rotation", penalty=penalty, fraction=0.6)
 
     def command(*roots):
         arguments = [asdict(MODEL), asdict(recipe), asdict(tiny), [str(root) for root in roots]]
@@ -348,3 +348,90 @@ def test_a_recipe_of_the_demo_learns_digits(tmp_path):
     images = options.load("data", recipe.data)
     training.train(Task("m", "s0", conf, recipe, images, {}), tmp_path)
     assert weights.read_card(tmp_path, "m", "s0")["metrics"][-1]["test_accuracy"] >= 0.85
+
+
+def orbit_variance(folder, group, data_conf):
+    """mean_x Var_g of the centred logits of a stored network on the test images."""
+    network = models.load_state(folder)
+    x, _ = next(preprocessing.batches(data.load("tiny", data_conf, schema.Split.test), 32, 16, network.interpolation))
+    with torch.inference_mode():
+        orbit = torch.stack([network(group.act(x, g)) for g in group.elements()])
+    orbit = orbit - orbit.mean(2, keepdim=True)
+    return float((orbit - orbit.mean(0)).square().sum(2).mean())
+
+
+def test_a_penalty_lowers_what_it_punishes(run, tmp_path, tiny):
+    """A small weight costs no accuracy, and takes most of the variance."""
+    plain = replace(RECIPE, epochs=10, augment="none", model_ema=False, clip_grad=None)
+    found = {}
+    for name, penalty in (("plain", None), ("punished", schema.Penalty(Form.twirl, "hflip", 0.1))):
+        card = run(name, replace(plain, penalty=penalty))
+        assert card["metrics"][-1]["test_accuracy"] == 1
+        assert all(("penalty" in row) == bool(penalty) for row in card["metrics"])
+        found[name] = orbit_variance(tmp_path / name / "tiny/s0/final", groups.get("hflip"), tiny)
+    assert found["punished"] < 0.2 * found["plain"]
+
+
+@pytest.mark.parametrize("form", Form)
+def test_the_first_penalty_in_the_history_is_that_of_the_first_batches(run, form, monkeypatch):
+    """Its mean over the updates, as each of them descended on it; the cross-entropy stands beside it."""
+    seen = []
+    original = epochs.penalty
+
+    def watched(*arguments):
+        seen.append(original(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(epochs, "penalty", watched)
+    group = {Form.twirl: "c4", Form.lie: "translation"}[form]
+    card = run(recipe=replace(RECIPE, epochs=1, warmup_epochs=0, penalty=schema.Penalty(form, group, 0.5)))
+    assert card["metrics"][0]["penalty"] == pytest.approx(sum(loss.item() for loss in seen) / 3, rel=1e-9)
+    assert len(seen) == 50 // 16
+
+
+def test_a_group_that_does_not_take_the_images_is_a_mistake_of_the_recipe(run, tmp_path):
+    odd = replace(MODEL, image_size=33)
+    shifted = schema.Penalty(Form.twirl, "translation_circular", 1.0)
+    for key, recipe in (("augment", {"augment": "translation_circular"}), ("penalty.group", {"penalty": shifted})):
+        with pytest.raises(UserError, match=rf"conf/train/tiny\.yaml: {key}: .*multiples of 4, not on 33 x 33"):
+            run(model=odd, recipe=replace(RECIPE, **recipe))
+    assert files(tmp_path / "a") == {}
+
+
+def test_a_fraction_of_the_images_in_as_many_updates(run, monkeypatch):
+    """Balanced, no other image is seen, each as often as any other, and the schedule is that of all images."""
+    seen, batch = [], feeding.Images.batch
+
+    def watched(self, rows):
+        if self.dataset.labels is not None and len(self) != 16:
+            seen.append(rows)
+            assert np.bincount(self.dataset.labels).tolist() == [5, 5]
+        return batch(self, rows)
+
+    monkeypatch.setattr(feeding.Images, "batch", watched)
+    card = run(recipe=replace(RECIPE, fraction=0.2))
+    counts = torch.bincount(torch.cat(seen), minlength=10)
+    assert counts.sum() == 3 * 3 * 16
+    assert counts.max() - counts.min() <= 3  # at most one an epoch
+    assert card["data"]["images"] == {"train": 10, "test": 16}
+    monkeypatch.undo()
+    assert [row["lr"] for row in run("whole")["metrics"]] == [row["lr"] for row in card["metrics"]]
+
+
+def test_gradient_descent_with_coupled_decay():
+    """One step of sgd: w - lr (g + decay w) for matrices, w - lr g for vectors; with momentum, Nesterov's."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2)
+    recipe = schema.Train("tiny", 1, warmup_epochs=0, opt=Opt.sgd, momentum=0, lr=0.5, weight_decay=0.2)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer = epochs._optimizer(module, recipe)
+    gradients = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+    for name, p in module.named_parameters():
+        p.grad = gradients[name].clone()
+    optimizer.step()
+    for name, p in module.named_parameters():
+        decay = 0.2 * before[name] if p.ndim > 1 else 0
+        assert torch.allclose(p, before[name] - 0.5 * (gradients[name] + decay))
+    groups_ = epochs._optimizer(module, replace(recipe, momentum=0.8)).param_groups
+    assert {(group["momentum"], group["nesterov"]) for group in groups_} == {(0.8, True)}
+    assert type(epochs._optimizer(module, replace(recipe, opt=Opt.adamw))) is torch.optim.AdamW
