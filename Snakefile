@@ -55,6 +55,7 @@ FIGURES = [
     "trajectories",
     "trajectories_by_layer",
     "trajectories_landscape",
+    "dynamics",
     "coverage",
 ]
 

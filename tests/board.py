@@ -247,6 +247,21 @@ def _families(rng: random.Random) -> list[dict[str, Any]]:
     return [*rows, {"family": "C0", "confirmed": 0, "refuted": 2, "null": 0, "r1": 1e-6, "r2": 0.2}]
 
 
+def _dynamics(rng: random.Random) -> dict[str, list[Any]]:
+    """Progressive sharpening up to the edge; one family obeys to rounding, the control does not."""
+    steps = []
+    for k in range(12):
+        lr = 0.1 * (1 - k / 16)
+        top = min(2 + 3 * k, 2 / lr) * rng.uniform(0.95, 1.05)
+        steps.append({"update": 100 * k, "loss": 2.3 * 0.8**k, "lr": lr, "threshold": 2 / lr, "lambda_max": top,
+                      "residual": 0.01 * top, "alignment": rng.uniform(0.2, 0.5), "curvature": 0.2 * top, "gradient": 1.0})  # fmt: skip
+    shrinking = [0.5 * 0.98**k for k in range(12)]
+    family = {"family": "S8", "instances": 3, "identity": [rng.uniform(1, 9) * 1e-9 for _ in steps]}
+    family |= {"imbalance": shrinking, "decay_imbalance": shrinking}
+    control = {"family": "C0", "instances": 0, "identity": [rng.uniform(1, 9) * 1e-3 for _ in steps]}
+    return {"steps": steps, "families": [family, control]}
+
+
 def _replicates(plan: Plan, cell: Cell, measure: Measure) -> dict[str, Any]:
     """Bootstrap replicates as wide as the interval, two thirds of their variance from images that all models share."""
     shared, own = (
@@ -308,6 +323,8 @@ def _made(plan: Plan, cell: Cell) -> Result:
         curves = ensembles.pack([tops - np.log(np.exp(tops).sum(-1, keepdims=True))], None)
     elif cell.probe == "circuits":
         curves = _circuits(cell, rng)
+    elif cell.probe == "dynamics":
+        curves = _dynamics(rng)
     layers = _layers(cell, rng)
     left_out = COMBINED | (UNLABELLED if labels else LABELLED) | metrics.keys()
     for name, metric in METRICS.items():

@@ -14,7 +14,7 @@ from eqbench.symmetries.transformations import Instance
 
 # Hessian products of the first search, and of those that go on from the last vector: enough for lambda_max to a percent a
 # hundred steps later; further eigenvectors would take three times as many.
-COLD, WARM = 24, 7
+COLD, WARM = 40, 7
 TOLERANCE = 1e-2  # |Hv - lambda v| / |lambda|, at which a search ends early
 FAINT = 1e-12  # |g| / |theta|: below it, a gradient has no direction
 

@@ -17,6 +17,7 @@ from eqbench.plots import (
     coverage,
     critical_difference,
     density,
+    dynamics,
     emergence,
     emergence_by_layer,
     families,
@@ -64,6 +65,7 @@ DRAWINGS = {
     "trajectories": trajectories,
     "trajectories_by_layer": trajectories_by_layer,
     "trajectories_landscape": trajectories_landscape,
+    "dynamics": dynamics,
     "coverage": coverage,
 }
 EMPTY = "No finished cells hold the numbers of the figure"
