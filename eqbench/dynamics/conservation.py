@@ -13,9 +13,8 @@ from eqbench.symmetries.attention import Pair
 from eqbench.symmetries.balancing import imbalance
 from eqbench.symmetries.families import CONTROL, FAMILIES, NULL, confirm_but_for_eps, control, propose
 from eqbench.symmetries.rescalings import Rescaling
-from eqbench.symmetries.transformations import Symmetry, Weights, beside, change, generator
+from eqbench.symmetries.transformations import TOLERANCE, Symmetry, Weights, beside, change, generator
 
-FELT = 1e-5  # relative change of the logits by a finite step, above which a control is one
 CONTROLS = 16  # of its instances, at most, spread over the depth
 
 
@@ -72,7 +71,7 @@ class Conservation:
         self.families = {family: found for family, found in by_family.items() if found}
         candidates = [one for one in control(flow, proposed) if trained.issuperset(one.names)]
         candidates = candidates[:: -(-len(candidates) // CONTROLS) or 1]
-        self.controls = [one for one in candidates if change(near, [one]) > FELT]
+        self.controls = [one for one in candidates if change(near, [one]) > TOLERANCE]
 
     def of(self, step: Step) -> dict[str, dict[str, float | None]]:
         """The numbers of each family and of the control: see `_family`."""

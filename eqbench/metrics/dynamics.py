@@ -103,9 +103,9 @@ DYNAMICS = (
         headline=True,
     ),
     Metric(
-        "gradient_curvature",
+        "training_curvature",
         _PROBE,
-        "Curvature along the gradient",
+        "Curvature along the gradient in training",
         "gᵀHg/λ₁|g|²",
         "",
         f"Curvature along the gradient in units of the largest eigenvalue, mean over logged steps: 1 if the gradient is the sharpest direction. {_BLOCKS}",

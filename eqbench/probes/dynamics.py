@@ -108,7 +108,7 @@ def _edge(log: dict[str, Any]) -> dict[str, Measure]:
         reason = log["reason"] or "no sharpness was logged"
         return {
             name: Measure(None, reason=reason)
-            for name in ("training_sharpness", "edge_ratio", "top_alignment", "gradient_curvature")
+            for name in ("training_sharpness", "edge_ratio", "top_alignment", "training_curvature")
         }
     top = {i: steps["lambda_max"][i] for i in known}
     end, error = top[known[-1]], steps["residual"][known[-1]]
@@ -122,7 +122,7 @@ def _edge(log: dict[str, Any]) -> dict[str, Measure]:
     aimed = [i for i in known if steps["alignment"][i] is not None]
     if not aimed:
         nowhere = "the gradient vanishes"
-        return found | {name: Measure(None, reason=nowhere) for name in ("top_alignment", "gradient_curvature")}
+        return found | {name: Measure(None, reason=nowhere) for name in ("top_alignment", "training_curvature")}
     found["top_alignment"] = _mean([steps["alignment"][i] for i in aimed], null=log["parameters"] ** -0.5)
-    found["gradient_curvature"] = _mean([steps["curvature"][i] / top[i] for i in aimed if top[i] > 0])
+    found["training_curvature"] = _mean([steps["curvature"][i] / top[i] for i in aimed if top[i] > 0])
     return found
