@@ -62,6 +62,8 @@ def compared(board: Board) -> str:
     among = f" of {count(len(families), 'family', 'families')}" if len(families) > 1 else ""
     seeds, states = len({cell.seed for cell in cells}), {cell.state for cell in cells}
     beside = ", each beside the same architecture untrained" if states >= {"init", "final"} else ""
+    saved = states - {"init", "final"}
+    beside += f" and in up to {count(len(saved), 'state')} between" if saved else ""
     text = f"{count(len(models), 'network')}{among}, under {count(len(groups), 'group')} of transformations, on {listed(sets)}"
     text += f", with up to {seeds} seeds" * (seeds > 1) + beside + "."
     if not board.counts["ok"]:

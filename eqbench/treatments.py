@@ -79,7 +79,7 @@ def contrasts(board: "Board") -> list[Contrast]:
     found = []
     for model, kind in sorted(known.items(), key=lambda item: (item[1].architecture, item[1].treatment, item[0])):
         if kind.treatment != PLAIN and kind.kin in plain:
-            found += list(_against(board, plain[kind.kin], model, kind))
+            found += sorted(_against(board, plain[kind.kin], model, kind), key=lambda one: one.metric.name == ACCURACY)
     adjusted = holm([one.difference.p for one in found])
     return [replace(one, holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
 

@@ -136,7 +136,7 @@ def test_an_empty_board_finds_nothing_and_says_so(tmp_path):
 def test_what_is_compared_counts_networks_images_and_seeds(deep):
     assert compared(deep) == (
         "Compared: 5 networks of 4 families, under 7 groups of transformations, on digits (256 images) and photos (256 images), "
-        "with up to 3 seeds, each beside the same architecture untrained."
+        "with up to 3 seeds, each beside the same architecture untrained and in up to 2 states between."
     )
 
 
