@@ -21,7 +21,7 @@ def trajectory(own: Own, epochs: Mapping[str, int]) -> Panel | None:
     Args:
         epochs: state -> its epoch, in order, as `lineage.epochs` gives them.
     """
-    if len(epochs) < 3:
+    if not epochs:
         return None
     last = max(epochs.values())
     charts = []
