@@ -1,6 +1,7 @@
 """What was recorded while a network trained: its sharpness, and what its steps obeyed (no torch)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from eqbench.columns import number
@@ -38,7 +39,9 @@ def dynamics(own: Own) -> Panel | None:
             low, high = min(values), max(values) + math.log10(2)
             span = (lines[0].x[0], lines[0].x[-1])
             labels = (f"update {span[0]:.0f}", f"{span[1]:.0f}")
-            charts.append((title, chart(title, lines, span, (low, high), labels, top=number(10**high))))
+            raised = [replace(line, y=[None if v is None else v - low for v in line.y]) for line in lines]
+            scale = f"{number(10**low)} to {number(10**high)}"
+            charts.append((title, chart(title, raised, span, (0, high - low), labels, top=scale)))
     return Panel("dynamics", "Dynamics of training", charts, f"{'; '.join(notes)}.") if charts else None
 
 
