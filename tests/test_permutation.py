@@ -178,3 +178,13 @@ def test_a_network_without_hidden_channels():
     network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with pytest.raises(Unsupported, match="no hidden channels"):
         find_spaces(network, torch.randn(2, 3, 9, 9))
+
+
+def test_gains_of_standardised_weights_move_with_their_channels():
+    network = timm.create_model("test_nfnet", num_classes=5).eval()
+    found = find_spaces(network, torch.randn(2, 3, 64, 64))
+    places = {member.place.tensor for space in found.spaces for member in space.members}
+    gains = {name for name, p in network.named_parameters() if name.endswith(".gain") and p.ndim == 4}
+    assert len(gains) > 10
+    assert gains <= places
+    assert not found.refused

@@ -89,13 +89,18 @@ def blank(module: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in fresh.named_parameters():
-            if parameter.ndim >= 2:
+            if not is_vector(parameter):
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
                 fan_in = math.prod(parameter.shape[1:]) if name.endswith("weight") else 2500.0
                 parameter.copy_(noise * math.sqrt(2 / fan_in))
             else:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     return fresh
+
+
+def is_vector(parameter: Tensor) -> bool:
+    """Whether a parameter is one number a channel: (channels,), or (channels, 1, 1, 1) like the gains of scaled weights."""
+    return math.prod(parameter.shape[1:]) == 1
 
 
 def relative_error(moved: Iterable[Tensor], still: Tensor) -> float:

@@ -53,7 +53,10 @@ class Channels:
 
 @dataclass(eq=False)
 class _Call:
-    """One use of a weight: `entry` is what it is given, with its graph, `cut` what it gives, as a leaf."""
+    """One use of a weight: `entry` is what it is given, with its graph, `cut` what it gives, as a leaf.
+
+    `made` is the weight as it was used, with its graph, if that is not the parameter itself (weight standardisation).
+    """
 
     weight: str
     bias: str | None
@@ -61,6 +64,7 @@ class _Call:
     axis: int
     entry: Tensor
     cut: Tensor
+    made: Tensor | None
 
 
 @dataclass(eq=False)
@@ -86,7 +90,8 @@ class _Cut(TorchFunctionMode):
         if name is not None:
             axis = -1 if func is nn.functional.linear else 1
             groups = 1 if axis == -1 else x.shape[1] // weight.shape[1]
-            self.calls.append(_Call(name, self._owner(given.get("bias")), groups, axis, x.clone(), cut))
+            made = None if id(weight) in self.names else weight
+            self.calls.append(_Call(name, self._owner(given.get("bias")), groups, axis, x.clone(), cut, made))
         return cut.clone()
 
     def _owner(self, tensor: Tensor | None) -> str | None:
@@ -169,6 +174,7 @@ def channels(network: nn.Module, x: Tensor) -> Channels:
             ties.join(ids, axes[name, p_axis])
             touched[name, p_axis] = None
 
+    ends += [(call.made, 0, outputs[call.weight]) for call in calls if call.made is not None]  # gains of weights
     for end in ends:
         if end[0].requires_grad:
             follow(*end)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eqbench.errors import Unsupported
-from eqbench.groups.twin import blank, reset_batch_norm
+from eqbench.groups.twin import blank, is_vector, reset_batch_norm
 from eqbench.symmetries.channels import Channels, Place, channels
 
 EXACT = 1e-11  # largest relative change of the logits, in float64, of what counts as a symmetry
@@ -143,9 +143,8 @@ def general_position(network: nn.Module, x: Tensor) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
-            if (
-                p.ndim < 2
-            ):  # the others are random already, and larger ones saturate attention: it would hide its channels
+            # The others are random already, and larger ones saturate attention: it would hide its channels.
+            if is_vector(p):
                 p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
         for norm in model.modules():
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
