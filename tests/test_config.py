@@ -7,10 +7,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from eqbench import config, options, schema
-from eqbench.config import Cell, load_suite, stamps
+from eqbench import options, schema
+from eqbench.config import Cell, load_suite
 from eqbench.errors import UserError
 from eqbench.options import digest, ids, load, parse_overrides, plain
+from eqbench.stamps import _stamp, stamps
 
 ROOT = Path(__file__).parents[1]
 
@@ -143,8 +144,8 @@ def test_a_probes_version_is_in_its_cells():
         ),
         (["train.digits_d4.augment=d5"], r"unknown group 'd5': did you mean 'd4'\?"),
         (
-            ["suite.demo.blocks.digits.models=[vit]"],
-            r"suite/demo.yaml: blocks.digits: unknown model 'vit'.*'vit_digits'",
+            ["suite.demo.blocks.digits.models=[vit_digit]"],
+            r"suite/demo.yaml: blocks.digits: unknown model 'vit_digit'.*'vit_digits'",
         ),
         (["suite.demo.blocks.digits.modls=[a]"], r"blocks.digits: unknown key 'modls': did you mean 'models'\?"),
         (["suite.demo.blocks.digits=3"], r"blocks.digits: expected keys and values"),
@@ -242,11 +243,11 @@ def test_stamps_follow_files(tmp_path):
         {"data": {"kind": "timm", "root": str(folder)}},
     ]
     for tree in trees:
-        config._stamp.cache_clear()
+        _stamp.cache_clear()
         before = stamps(tree)
         assert stamps(tree) == before
         (folder / "cat" / f"{len(list(folder.rglob('*')))}.png").write_bytes(b"2")
-        config._stamp.cache_clear()
+        _stamp.cache_clear()
         assert stamps(tree) != before
     assert stamps({"data": {"kind": "digits"}}) == {}
     assert stamps({"model": {"source": "wheel", "package": "yaml"}})["yaml"]

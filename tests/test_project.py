@@ -17,7 +17,21 @@ from eqbench.options import ids, load
 from eqbench.schema import PROBES
 
 ROOT = Path(__file__).parents[1]
-TORCH_FREE = ["config", "options", "results", "stats", "leaderboard", "plots", "report", "cells", "metrics", "groups"]
+TORCH_FREE = [
+    "config",
+    "suites",
+    "stamps",
+    "gains",
+    "options",
+    "results",
+    "stats",
+    "leaderboard",
+    "plots",
+    "report",
+    "cells",
+    "metrics",
+    "groups",
+]
 TORCH_FREE += [
     "runner",
     "cli",
