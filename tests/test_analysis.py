@@ -228,11 +228,8 @@ class Grid(Plan):
         base = {"timm": name.partition("+")[0], "source": "train", "licence": None, "image_size": None}
         return base | ({"of": name.partition("~")[0]} if "~" in name else {}) if kind == "model" else {}
 
-    def verb(self, model):
-        return "train"
-
-    def members(self, model, seed):
-        return []
+    def option(self, kind, name):
+        return schema.Model(timm=name, source=schema.Source.hub)
 
 
 def board(numbers, recipes=None, seeds=1, groups=("hflip", "d4")):
