@@ -23,6 +23,9 @@ class Grid(Plan):
     def plain(self, kind, name):
         return {"timm": name, "source": "hub", "licence": None, "image_size": None} if kind == "model" else {}
 
+    def option(self, kind, name):
+        return schema.Model(timm=name, source=schema.Source.hub)
+
 
 def _measure(random):
     """Digits that nothing compresses."""
