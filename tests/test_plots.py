@@ -33,6 +33,7 @@ from eqbench.profiles import INDEX, leading
 from eqbench.results import Measure
 
 SVG = "{http://www.w3.org/2000/svg}"
+LARGER = {"symmetry_buys"}  # a figure that takes more networks than this board has: tests/test_analysis.py draws it
 
 
 def figures(out):
@@ -81,7 +82,7 @@ def test_same_board_same_bytes_and_nothing_from_outside(demo):
     assert sum(map(len, first.values())) < 900_000
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in LARGER])
 def test_figure_is_named_described_and_its_text_is_text(demo, name):
     _, first, _ = demo
     root = ET.fromstring(first[name])
