@@ -79,7 +79,7 @@ def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Train a model from scratch, to data/weights/<model>/<seed>/; killed and run again, it goes on."""
     plan = _weights_plan("train", names, overrides)
 
-    from eqbench.epochs import Task
+    from eqbench.tasks import Task
     from eqbench.training import train
 
     card = card_path(WEIGHTS, names["model"], _seed(names))

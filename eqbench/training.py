@@ -7,10 +7,11 @@ from tqdm import tqdm
 
 from eqbench import data, models, results, schema, weights
 from eqbench.data import Dataset
-from eqbench.epochs import Run, Task
+from eqbench.epochs import Run
 from eqbench.errors import UserError
 from eqbench.fetch import versions
 from eqbench.options import digest
+from eqbench.tasks import Task
 
 CHECKPOINT = "checkpoint.pt"
 

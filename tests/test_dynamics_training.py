@@ -10,12 +10,13 @@ from PIL import Image
 
 from eqbench import groups, results, runner, schema, training, weights
 from eqbench.config import Cell, Plan, _block_cells
-from eqbench.epochs import Run, Task
+from eqbench.epochs import Run
 from eqbench.errors import UserError
 from eqbench.probes import dynamics, measure
 from eqbench.probes.base import Subject
 from eqbench.results import Status
 from eqbench.schema import DataKind, Form, Opt, Source
+from eqbench.tasks import Task
 
 MODEL = schema.Model(timm="test_resnet", source=Source.train, train="tiny", image_size=32, args={"drop_rate": 0.2})
 RECIPE = schema.Train(

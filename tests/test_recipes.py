@@ -6,10 +6,10 @@ import pytest
 
 from eqbench import costs, groups, runner, schema
 from eqbench.config import Plan, load_suite
-from eqbench.epochs import Task
 from eqbench.errors import UserError
 from eqbench.options import parse_overrides
 from eqbench.schema import Pack, Train
+from eqbench.tasks import Task
 
 TWIRL = "train.digits.penalty={form: twirl, group: hflip, weight: 0.5}"
 LIE = "train.digits.penalty={form: lie, group: rotation, weight: 2}"

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from eqbench import data, epochs, feeding, groups, models, options, preprocessing, schema, training, weights
-from eqbench.epochs import Task
 from eqbench.errors import UserError
 from eqbench.schema import DataKind, Form, Opt, Source
+from eqbench.tasks import Task
 
 MODEL = schema.Model(timm="test_resnet", source=Source.train, train="tiny", image_size=32, args={"drop_rate": 0.2})
 # Everything that an interruption might lose: momenta, averaged weights, dropout, batch norm, the group elements drawn.
@@ -25,11 +25,11 @@ RECIPE = schema.Train(data="tiny", epochs=3, lr=3e-3, batch_size=16, clip_grad=1
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from eqbench import epochs, groups, schema, training
+from eqbench import groups, schema, tasks, training
 model, recipe, data, roots = json.loads(sys.argv[1])
 recipe = schema.Train(**recipe | {"penalty": schema.Penalty(**recipe["penalty"])})
 for root in roots:
-    task = epochs.Task(
+    task = tasks.Task(
         "tiny", "s0", schema.Model(**model), recipe, schema.Data(**data), {},
         augment=groups.get(recipe.augment), penalised=groups.get(recipe.penalty.group),
     )
