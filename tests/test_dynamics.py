@@ -319,3 +319,12 @@ def test_few_products_follow_the_top():
             watching.edge.measure(net, watching.instances, 0)
     assert first <= edge.COLD + 2
     assert len(spent) - before <= edge.WARM + 2
+
+
+def test_the_watched_loss_has_the_same_dropout_at_every_step():
+    objective = TrainingObjective(small(dropout=0.5).double(), [images(8)], smoothed)
+    x, _ = objective.batches[0]
+    first = objective.logits(x)
+    torch.rand(3)  # training goes on drawing
+    assert torch.equal(objective.logits(x), first)
+    assert not torch.equal(TrainingObjective(small().double(), [images(8)], smoothed).logits(x), first)
