@@ -39,6 +39,7 @@ SCHEMAS: dict[str, Any] = {
 UNTRAINED = "untrained-"  # a model of this prefix and a timm architecture needs no file: random initialisations of it
 MADE = ("ensemble", "symmetrised")  # sources of models that are made of another one
 INHERITED = ("timm", "args", "image_size")  # keys that a model made of another one has from it
+PRETRAINED = "pretrained-"  # one of this prefix, a timm architecture and a tag: those weights, from the hub
 EVERY = "*"  # the id of an override of all options of a kind
 INTEGER = re.compile(r"(\w+)=(-?\d{1,9})")  # an override that means the same to Hydra and to us
 COMPOSED = re.compile(r"\$\{|@|\bdefaults\b")  # what only Hydra reads: interpolations, packages, defaults lists
@@ -74,6 +75,8 @@ def parse_overrides(overrides: Sequence[str]) -> Overrides:
         found = [name for name in ids(kind) if path.startswith(f"{name}.")]  # an id may hold dots: the longest wins
         if path.startswith((f"{EVERY}.", UNTRAINED) if kind == "model" else f"{EVERY}.") and "." in path:
             found.append(path.partition(".")[0])
+        if kind == "model" and path.startswith(PRETRAINED) and path.count(".") > 1:
+            found.append(".".join(path.split(".")[:2]))  # <architecture>.<tag>
         if not found:
             raise unknown(f"{kind} in override {text!r}:", path.split(".")[0], ids(kind))
         name = max(found, key=len)
@@ -102,6 +105,12 @@ def load(kind: str, name: str, overrides: Overrides = (), first: bool = False) -
             raise UserError(f"{where}: expected {UNTRAINED}<architecture>, without a pretrained tag")
         check_timm_name(architecture, where)
         given = {"timm": architecture, "source": str(schema.Source.random)}
+    elif kind == "model" and name.startswith(PRETRAINED) and name not in ids(kind):
+        architecture, where = name.removeprefix(PRETRAINED), f"model '{name}'"
+        if "." not in architecture:
+            raise UserError(f"{where}: expected {PRETRAINED}<architecture>.<tag>, as timm names its weights")
+        check_timm_name(architecture, where)
+        given = {"timm": architecture, "source": str(schema.Source.hub)}
     elif name not in ids(kind):
         raise unknown(kind, name, ids(kind))
     if not ID.fullmatch(name):
