@@ -22,6 +22,7 @@ from eqbench.groups.weights import act_on_weights
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS
 from eqbench.probes.landscape.group_action import canonical
+from eqbench.stats import unpack
 from eqbench.symmetries.permutation import apply, find_spaces, permute
 
 ROOT = Path(__file__).parents[1]
@@ -233,6 +234,9 @@ def test_the_ensemble_is_compared_with_its_members_on_the_same_images(board):
     assert lo < share.difference.value < hi
     apart = [r.metrics["symmetry_share"] for key, r in cell.items() if key.model in ("a", "together")]
     assert hi - lo < min(one.hi - one.lo for one in apart)  # the images are the same
+    draws = {key.model + key.seed: unpack(r.metrics["symmetry_share"].replicates) for key, r in cell.items()}
+    less = draws["togethers0"] - sum(draws[f"as{k}"] for k in range(5)) / 5
+    assert share.difference.error == pytest.approx(less.std(ddof=1) * (64 / 63) ** 0.5, rel=1e-3)
     members = [r for key, r in board.results.items() if key.model == "a" and key.probe == "consistency"]
     assert found["hflip", "consistency_same"].whole == pytest.approx(ensembles.same_prediction(members).value)
 
