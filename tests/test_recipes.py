@@ -48,12 +48,19 @@ def test_mistakes_of_recipes_are_named(override, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", [TWIRL, LIE, "train.digits.augment=rotation"])
-def test_groups_of_recipes_are_options_of_the_suite_and_decide_the_weights(override):
-    """An override of such a group reaches the suite, and the weights know how it acts."""
-    name = "hflip" if override == TWIRL else "rotation"
+@pytest.mark.parametrize(
+    ("override", "name", "key"),
+    [
+        (TWIRL.replace("hflip", "transpose"), "transpose", "penalty"),
+        (LIE.replace("rotation", "shear_x"), "shear_x", "penalty"),
+        ("train.digits.augment=shear_y", "shear_y", "group"),
+    ],
+)
+def test_groups_of_recipes_are_options_of_the_suite_and_decide_the_weights(override, name, key):
+    """An override of a group that nothing else uses reaches the suite, and the weights know how it acts."""
     load_suite("demo", [override, f"group.{name}.placebo=none"])
-    key = "group" if "augment" in override else "penalty"
+    with pytest.raises(UserError, match=f"does not use group '{name}'"):
+        load_suite("demo", [f"group.{name}.placebo=none"])
     assert plan(override).weights("resnet_digits")[key] == {"action": name}
     assert plan().weights("resnet_digits") != plan(override).weights("resnet_digits")
     task = Task.of(plan(override), "resnet_digits", "s3")

@@ -434,4 +434,5 @@ def test_gradient_descent_with_coupled_decay():
         assert torch.allclose(p, before[name] - 0.5 * (gradients[name] + decay))
     groups_ = epochs._optimizer(module, replace(recipe, momentum=0.8)).param_groups
     assert {(group["momentum"], group["nesterov"]) for group in groups_} == {(0.8, True)}
+    assert type(optimizer) is torch.optim.SGD, "decay in the gradient, and so in the momentum"
     assert type(epochs._optimizer(module, replace(recipe, opt=Opt.adamw))) is torch.optim.AdamW
