@@ -69,6 +69,7 @@ def test_the_workflow_names_every_figure_and_no_cluster():
         "all",
         "fetch",
         "train",
+        "derive",
         "probe",
         "collect",
         "plot",

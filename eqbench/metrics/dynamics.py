@@ -80,7 +80,7 @@ DYNAMICS = (
         "Sharpness against the edge of stability",
         "λ₁η/2",
         "",
-        f"Mean sharpness, {_FIXED}, in units of what gradient descent tolerates: 1 is the edge. Over the steps whose rate is at least half of the largest; AdamW's edge is another. {_BLOCKS}",
+        f"Mean sharpness, {_FIXED}, in units of what gradient descent tolerates (1 is the edge; AdamW's is another), over the steps whose rate is at least half of the largest. {_BLOCKS}",
         "λ₁ / (2/η); with momentum b: 2(1+b)/η, Nesterov's 2(1+b)/((1+2b)η)",
         "Cohen et al. 2021, ICLR",
         None,

@@ -15,10 +15,10 @@ from eqbench.results import Status
 MODELS = 8  # at most: the first by name
 OWN = ("S9", "S11", "S12", "C0")  # families that the norms' eps breaks, and the control
 CAPTION = (
-    "Dynamics of training over updates, a line a seed. Largest Hessian eigenvalue on a fixed batch, and dotted the edge of "
+    f"Dynamics of training over updates, a line a seed, of at most {MODELS} models, the first by name. Largest Hessian eigenvalue on a fixed batch, and dotted the edge of "
     "stability of gradient descent, which AdamW does not have; share of the gradient along that eigenvector; identities of the "
     "actual gradient, the worst family, and dotted the control, which is no symmetry; imbalance of what is written and read, "
-    f"mean over families. At most {MODELS} models, the first by name."
+    "mean over families."
 )
 
 
