@@ -18,8 +18,8 @@ import pandas as pd
 
 from eqbench.columns import number
 from eqbench.inference import holm
-from eqbench.metrics import METRICS
-from eqbench.panelpoints import ACCURACY, BETWEEN, LESS, Point, Question, points
+from eqbench.metrics import ACCURACY, METRICS
+from eqbench.panelpoints import BETWEEN, LESS, Point, Question, points
 from eqbench.rankcorrelation import Correlation, correlate
 from eqbench.stats import LEVEL
 

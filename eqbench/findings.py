@@ -17,11 +17,11 @@ from eqbench.columns import number
 from eqbench.inference import Estimate, contrast, holm
 from eqbench.leaderboard import KEYS, RANKINGS, Board
 from eqbench.meanranks import mean_ranks
-from eqbench.metrics import METRICS
+from eqbench.metrics import METRICS, SHARES
 from eqbench.profiles import INDEX, maps
 from eqbench.schema import UNGROUPED
 from eqbench.stats import LEVEL, mean_interval
-from eqbench.trajectories import SHARES, When, when
+from eqbench.trajectories import When, when
 from eqbench.wording import TOLD, between, count, listed, told
 
 SHOWN = 4

@@ -15,7 +15,7 @@ import pandas as pd
 
 from eqbench.config import Cell
 from eqbench.inference import Estimate, contrast, holm, sample
-from eqbench.metrics import METRICS, Metric
+from eqbench.metrics import ACCURACY, METRICS, SHARES, Metric
 from eqbench.results import Measure, Result, Status
 from eqbench.schema import UNGROUPED, Source
 from eqbench.stats import LEVEL, pack, unpack
@@ -23,9 +23,8 @@ from eqbench.stats import LEVEL, pack, unpack
 if TYPE_CHECKING:
     from eqbench.leaderboard import Board
 
-ACCURACY = "accuracy"
 COMPARED = [name for name, metric in METRICS.items() if metric.rank]
-COMPARED += ["symmetry_share", "js_share", "consistency_same", ACCURACY]
+COMPARED += [*SHARES, "consistency_same", ACCURACY]
 COLUMNS = ["model", "of", "members", "ensembles", "data", "group", "metric", "value", "value_members"]
 COLUMNS += ["difference", "lo", "hi", "p", "holm", "paired"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from eqbench.lineage import BUILT, IDLE
-from eqbench.metrics import METRICS
+from eqbench.metrics import ACCURACY, METRICS, SHARES
 from eqbench.options import digest
 from eqbench.results import Status
 from eqbench.schema import UNGROUPED
@@ -14,8 +14,6 @@ from eqbench.schema import UNGROUPED
 if TYPE_CHECKING:
     from eqbench.leaderboard import Board
 
-SHARES = ("symmetry_share", "js_share")  # the first that a data set has
-ACCURACY = "accuracy"
 CORRUPTED = ("shift_accuracy", "rotation_accuracy", "noise_medium_accuracy", "pgd_weak_accuracy", "pgd_strong_accuracy")
 OUTCOMES = (ACCURACY, *CORRUPTED, "lambda_max", "adaptive_sharpness")
 LESS = "accuracy_of_"  # stands before the percent of the images that a network was trained on

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eqbench.inference import Sample, contrast, holm, spread
 from eqbench.lineage import place
+from eqbench.metrics import SHARES
 from eqbench.pooling import Row, pool
 from eqbench.profiles import PERMUTED
 from eqbench.results import Measure, Result, Status
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from eqbench.leaderboard import Board
 
 THIRDS = ("early", "middle", "late")  # of a network's depth
-SHARES = ("symmetry_share", "js_share")  # what the finding is about, with and without labels
 
 Curve = list[tuple[int, Measure]]  # (epoch, the number over seeds), from the first to the last
 

@@ -16,16 +16,14 @@ from eqbench import groups
 from eqbench.cells import Cells
 from eqbench.inference import Estimate, contrast, holm
 from eqbench.lineage import PLAIN, Kind
-from eqbench.metrics import METRICS, Metric
+from eqbench.metrics import ACCURACY, METRICS, SHARES, Metric
 from eqbench.pooling import Row
 from eqbench.schema import UNGROUPED
 from eqbench.stats import LEVEL
-from eqbench.trajectories import SHARES
 
 if TYPE_CHECKING:
     from eqbench.leaderboard import Board
 
-ACCURACY = "accuracy"
 SHOWN = 300  # rows of a page: a board with more leaves the others to treatments.csv
 VERDICTS = ("as expected", "against expectation", "no evidence", "a change", "no change to be seen")
 COLUMNS = ["architecture", "plain", "treated", "treatment", "data", "group", "metric", "value_plain", "value_treated"]

@@ -17,7 +17,10 @@ from eqbench.metrics.spectrum import SPECTRUM
 from eqbench.metrics.sweep import SWEEP
 from eqbench.metrics.symmetries import SYMMETRIES
 
-__all__ = ["METRICS", "Metric"]
+__all__ = ["ACCURACY", "METRICS", "SHARES", "Metric"]
+
+ACCURACY = "accuracy"
+SHARES = ("symmetry_share", "js_share")  # what missing symmetry costs, of images with labels and without
 
 # In the order of the page.
 METRICS: dict[str, Metric] = {

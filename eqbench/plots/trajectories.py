@@ -3,9 +3,9 @@
 from matplotlib.figure import Figure
 
 from eqbench.leaderboard import Board
+from eqbench.metrics import SHARES
 from eqbench.plots import over_training
 from eqbench.plots.drawing import Titles
-from eqbench.trajectories import SHARES
 
 CAPTION = (
     "Emergence over training: test accuracy, and under each group the share of the loss that missing symmetry costs (the Lie ratio of a continuous "
