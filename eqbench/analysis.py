@@ -5,7 +5,7 @@ the mean over its seeds), do those with a smaller symmetry loss share have anoth
 is smaller than that network's and that epoch's mean, is the outcome another one? Networks are what is resampled, those made of
 the same weights or by one recipe together. Untrained states are left out: who knows nothing loses nothing to missing symmetry.
 
-The claim is the correlation at equal accuracy (partial, by ranks), for accuracies the plain one. There is evidence where its
+The claim is the correlation at equal accuracy (partial, by ranks), for accuracy itself the plain one. There is evidence where its
 interval leaves out 0 and its p-value, adjusted for all claims of the board (Holm), is below 0.05.
 """
 
@@ -37,7 +37,7 @@ class Relation:
 
     Attributes:
         data, scope, group, symmetry, outcome: see `panelpoints.Question`.
-        n: points. networks: independent ones.
+        n: points. networks: independent ones. states: of each, at which all of a panel were measured.
         rho, partial: the correlation, and that at equal accuracy, with their intervals; NaN: not defined.
         p: of the claim. holm: adjusted for all claims of the board.
         verdict: `evidence` or `no evidence`. reason: why there is no number.
@@ -50,6 +50,7 @@ class Relation:
     outcome: str
     n: int
     networks: int
+    states: int
     rho: float = math.nan
     rho_lo: float = math.nan
     rho_hi: float = math.nan
@@ -126,6 +127,11 @@ class Analysis:
         """The largest number of independent networks behind a relation."""
         return max((one.networks for one in self.relations), default=0)
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why there are no numbers, each reason once."""
+        return list(dict.fromkeys(one.reason for one in self.relations if one.reason))
+
 
 def analyse(board: "Board") -> Analysis:
     """Every correlation that the board has points for, judged together."""
@@ -139,7 +145,7 @@ def relate(asked: Question, own: Sequence[Point], count: int = 2000) -> Relation
         count: bootstrap resamples.
     """
     networks = len({point.source for point in own})
-    found = Relation(*asked, len(own), networks)
+    found = Relation(*asked, len(own), networks, len({point.state for point in own}))
     if networks < FEWEST:
         return replace(found, reason=f"{networks} independent networks: {FEWEST} are the least")
     share, outcome, accuracy = ([getattr(point, key) for point in own] for key in ("share", "outcome", "accuracy"))
@@ -152,6 +158,8 @@ def relate(asked: Question, own: Sequence[Point], count: int = 2000) -> Relation
         return correlate(share, outcome, fixed, clusters=[p.source for p in own], panel=panel, count=count)
 
     plain = correlation(None)
+    if math.isnan(plain.value):
+        return replace(found, reason="less the means of networks and epochs nothing is left to vary")
     found = replace(found, rho=plain.value, rho_lo=plain.lo, rho_hi=plain.hi, p=plain.p)
     if asked.outcome == ACCURACY or any(map(math.isnan, accuracy)) or len(set(accuracy)) == 1:
         return found

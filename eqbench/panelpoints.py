@@ -1,7 +1,8 @@
 """A board's networks as points: how symmetric each is, beside each outcome of it (no torch)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,8 @@ LESS = "accuracy_of_"  # stands before the percent of the images that a network 
 BETWEEN, OVER = "between networks", "over training"
 STATES = 3  # that a panel over training takes
 
-Numbers = dict[tuple[str, str], float]  # (metric, group) -> its mean over seeds
+Numbers = dict[tuple[str, str], dict[str, float]]  # (metric, group) -> seed -> its value, NaN where there is none
+Seeds = dict[str, tuple[float, float, float]]  # seed -> its share, outcome and accuracy
 
 
 class Question(NamedTuple):
@@ -39,7 +41,8 @@ class Point:
 
     Attributes:
         source: what made its weights; points of one source are not independent.
-        share, outcome, accuracy: the numbers; accuracy is NaN where there is none.
+        share, outcome, accuracy: the numbers, means over the seeds that have them all, in a panel in each of its states;
+            accuracy is NaN where there is none.
     """
 
     model: str
@@ -63,81 +66,65 @@ def points(board: "Board") -> dict[Question, list[Point]]:
     for data in dict.fromkeys(data for data, _ in networks):
         own = {model: states for (where, model), states in networks.items() if where == data}
         whole = {model: states for model, states in own.items() if made[model][1] == most[made[model][0]]}
+        final = {model: {"final": states["final"]} for model, states in whole.items() if "final" in states}
         known = {key for states in own.values() for numbers in states.values() for key in numbers}
         symmetry = next((name for name in SHARES if any(name == metric for metric, _ in known)), "")
         groups = [
             group for group in dict.fromkeys(cell.group for cell in board.plan.cells) if (symmetry, group) in known
         ]
-        for scope, panel in ((BETWEEN, _final(whole)), (OVER, _panel(whole))):
+        for scope, asked_of in ((BETWEEN, final), (OVER, whole)):
             for group in groups:
                 for outcome in OUTCOMES:
                     asked = Question(data, scope, group, symmetry, outcome)
-                    found[asked] = [
-                        point for at, numbers in panel.items() for point in _point(at, made, numbers, numbers, asked)
-                    ]
+                    seeds = {
+                        model: {state: _seeds(numbers, numbers, asked) for state, numbers in states.items()}
+                        for model, states in asked_of.items()
+                    }
+                    seeds = _panel(seeds) if scope == OVER else seeds
+                    found[asked] = [point for model in seeds for point in _points(model, made[model][0], seeds[model])]
         for group in groups:
             for percent, pairs in _less(board, own, made, most).items():
                 asked = Question(data, BETWEEN, group, symmetry, ACCURACY)
                 found[asked._replace(outcome=f"{LESS}{percent}")] = [
                     point
                     for model, less in pairs
-                    for point in _point((model, "final"), made, whole[model].get("final", {}), less, asked)
+                    for point in _points(
+                        model, made[model][0], {"final": _seeds(whole[model].get("final", {}), less, asked)}
+                    )
                 ]
-    return {asked: complete(own) for asked, own in found.items() if own}
-
-
-def complete(own: Sequence[Point]) -> list[Point]:
-    """Those of networks that have all states which any of them has: a panel with holes is none."""
-    states = {point.state for point in own}
-    count = {model: sum(point.model == model for point in own) for model in {point.model for point in own}}
-    return [point for point in own if count[point.model] == len(states)]
+    return {asked: own for asked, own in found.items() if own}
 
 
 def _networks(board: "Board") -> dict[tuple[str, str], dict[str, Numbers]]:
-    """(data, model) -> state -> its numbers; what a seed could not be measured on is left out, and so are untrained states."""
+    """(data, model) -> state -> its numbers; untrained states are left out."""
     asked = {*SHARES, *OUTCOMES}
-    values: dict[tuple[str, str], dict[str, dict[tuple[str, str], list[float | None]]]] = {}
+    found: dict[tuple[str, str], dict[str, Numbers]] = {}
     for cell in board.plan.cells:
         result = board.results.get(cell)
         if result is None or result.status is not Status.ok or cell.state == "init":
             continue
-        states = values.setdefault((board.plan.data(cell), cell.model), {})
+        states = found.setdefault((board.plan.data(cell), cell.model), {})
         for name in asked & result.metrics.keys():
             if METRICS[name].probe == cell.probe:
-                numbers = states.setdefault(cell.state, {})
-                numbers.setdefault((name, cell.group), []).append(result.metrics[name].value)
-    return {
-        network: {state: {key: mean for key, own in numbers.items() if (mean := _mean(own)) is not None}
-                  for state, numbers in states.items()}
-        for network, states in values.items()
-    }  # fmt: skip
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+                value = result.metrics[name].value
+                seeds = states.setdefault(cell.state, {}).setdefault((name, cell.group), {})
+                seeds[cell.seed] = math.nan if value is None else value
+    return found
 
 
 def _made(board: "Board", model: str) -> tuple[str, float]:
-    """What made a model's weights, whatever the share of the images, and that share. What is made of a model is the same."""
-    conf = board.plan.plain("model", model)
+    """What made a model's weights, whatever the share of the images, and that share. What is made of a model is the same.
+
+    The recipe is the one that cells recorded: a model made of another has that one's, which may itself not be measured.
+    """
+    conf, recipe = board.plan.plain("model", model), board.facts.get(model, {}).get("recipe")
     while conf.get("of"):
         model, conf = conf["of"], board.plan.plain("model", conf["of"])
-    recipe = board.facts.get(model, {}).get("recipe") or {}
+        recipe = board.facts.get(model, {}).get("recipe") or recipe
+    recipe = recipe or {}
     rest = {key: value for key, value in recipe.items() if key not in (*IDLE, "fraction")}
     built = {key: conf.get(key) for key in (*BUILT, "path", "package")}
     return digest([built, rest]), float(recipe.get("fraction") or 1.0)
-
-
-def _final(whole: Mapping[str, dict[str, Numbers]]) -> dict[tuple[str, str], Numbers]:
-    return {(model, "final"): states["final"] for model, states in whole.items() if "final" in states}
-
-
-def _panel(whole: Mapping[str, dict[str, Numbers]]) -> dict[tuple[str, str], Numbers]:
-    """The states that all networks with several have; none, if these are too few."""
-    several = {model: states for model, states in whole.items() if len(states) >= STATES}
-    shared = [state for state in next(iter(several.values()), {}) if all(state in own for own in several.values())]
-    return {(model, state): own[state] for model, own in several.items() for state in shared if len(shared) >= STATES}
 
 
 def _less(
@@ -154,13 +141,46 @@ def _less(
     return found
 
 
-def _point(
-    at: tuple[str, str], made: Mapping[str, tuple[str, float]], numbers: Numbers, outcomes: Numbers, asked: Question
-) -> list[Point]:
-    """The point of a network in one state, with an outcome that may be another's; none, where a number is missing."""
+def _seeds(numbers: Numbers, outcomes: Numbers, asked: Question) -> Seeds:
+    """The seeds that have all numbers of a question, in one state; the outcome may be another network's.
 
-    def of(found: Numbers, name: str) -> float:
-        return found.get((name, asked.group), found.get((name, UNGROUPED), math.nan))
+    None, where one of them could not be measured on: it is not averaged away.
+    """
 
-    point = Point(*at, made[at[0]][0], of(numbers, asked.symmetry), of(outcomes, asked.outcome), of(numbers, ACCURACY))
-    return [] if math.isnan(point.share) or math.isnan(point.outcome) else [point]
+    def of(found: Numbers, name: str) -> dict[str, float]:
+        return found.get((name, asked.group), found.get((name, UNGROUPED), {}))
+
+    share, outcome, accuracy = of(numbers, asked.symmetry), of(outcomes, asked.outcome), of(numbers, ACCURACY)
+    common = share.keys() & outcome.keys() & (accuracy or share).keys()
+    if any(math.isnan(own[seed]) for own in (share, outcome, accuracy) for seed in common & own.keys()):
+        return {}
+    return {seed: (share[seed], outcome[seed], accuracy.get(seed, math.nan)) for seed in sorted(common)}
+
+
+def _panel(networks: Mapping[str, dict[str, Seeds]]) -> dict[str, dict[str, Seeds]]:
+    """The networks that have all the states which most of those with several have; none, where these are too few.
+
+    A panel with holes is none: what a network has beyond these states is left out, and so is one without them.
+    """
+    several = {
+        model: own
+        for model, states in networks.items()
+        if len(own := {state: seeds for state, seeds in states.items() if seeds}) >= STATES
+    }
+    count = Counter(state for states in several.values() for state in states)
+    shared = {state for state, times in count.items() if 2 * times > len(several)}
+    return {
+        model: {state: seeds for state, seeds in states.items() if state in shared}
+        for model, states in several.items()
+        if len(shared) >= STATES and shared <= states.keys()
+    }
+
+
+def _points(model: str, source: str, states: Mapping[str, Seeds]) -> list[Point]:
+    """A network's points, a state each, over the seeds that all of its states have."""
+    common = sorted(set.intersection(*(set(seeds) for seeds in states.values())))
+    return [
+        Point(model, state, source, *(sum(values) / len(common) for values in zip(*(seeds[s] for s in common), strict=True)))
+        for state, seeds in states.items()
+        if common
+    ]  # fmt: skip

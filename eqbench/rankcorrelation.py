@@ -1,14 +1,14 @@
 """Spearman's rank correlation, plain, partial and within panels, with a bootstrap interval over clusters (no torch)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import stats
 
-from eqbench.stats import Array, bootstrap
+from eqbench.stats import BLOCK, Array, bootstrap
 
 PERMUTATIONS = 10**5
 
@@ -56,20 +56,26 @@ def correlate(
     variables = [np.asarray(v, float) for v in (x, y, *([] if fixed is None else [fixed]))]
     n = len(variables[0])
     owner = np.unique(np.arange(n) if clusters is None else np.asarray(clusters), return_inverse=True)[1]
-    below = [_below(v) for v in variables]
-    same = [np.unique(np.asarray(key), return_inverse=True)[1][:, None] == range(len(set(key))) for key in panel or ()]
+    if panel is None:
+        shape, parts = None, [_below(v) for v in variables]
+    else:  # as a grid, a row a network; its ranks are those of all points: thousands anew in each resample would take minutes
+        shape, order = (len(set(panel[0])), len(set(panel[1]))), np.lexsort((panel[1], panel[0]))
+        owner, parts = owner[order], [stats.rankdata(v[order])[None] for v in variables]
+
+    def ranks(w: Array) -> list[Array]:
+        standard = _standardise(w, shape)
+        return [standard(part if shape else w @ part.T) for part in parts]
 
     def statistic(w: Array) -> Array:
-        # Of a panel, the ranks are those among all its points: ranking thousands anew in each resample would take minutes.
-        ranks = [_standard(w, part.sum(1)[None] if panel else w @ part.T, same) for part in below]
-        return partial(*((w * a * b).sum(1) for i, a in enumerate(ranks) for b in ranks[:i]))
+        found = ranks(w)
+        return partial(*((w * a * b).sum(1) for i, a in enumerate(found) for b in found[:i]))
 
     value, lo, hi = (round(end, 12) for end in bootstrap(statistic, n, count, owner))
     units = int(owner.max()) + 1
     if panel is None or math.isnan(value):
         p = p_value(value, units - (fixed is not None))
     else:
-        own, other, *held = (_standard(np.ones((1, n)), part.sum(1)[None], same)[0] for part in below)
+        own, other, *held = (found[0] for found in ranks(np.ones((1, n))))
         for z in held:
             own, other = own - own @ z * z, other - other @ z * z
         p = clustered(np.bincount(owner, own * other).astype(np.float64), len(held))
@@ -105,10 +111,13 @@ def p_value(r: float, n: int) -> float:
 
 @lru_cache(maxsize=64)
 def _chance(n: int) -> Array:
-    """|r| of `PERMUTATIONS` random orders of n points, ascending."""
+    """|r| of `PERMUTATIONS` random orders of n points, ascending; as many orders at once as `BLOCK` numbers hold."""
     ranks, random = np.arange(n) - (n - 1) / 2, np.random.default_rng(0)
-    orders = random.permuted(np.broadcast_to(ranks, (PERMUTATIONS, n)), axis=1)
-    return np.sort(np.abs(orders @ ranks) / (ranks @ ranks))
+    found, rows = np.empty(PERMUTATIONS), max(1, BLOCK // n)
+    for start in range(0, PERMUTATIONS, rows):
+        part = found[start : start + rows]
+        part[:] = random.permuted(np.broadcast_to(ranks, (len(part), n)), axis=1) @ ranks
+    return np.sort(np.abs(found) / (ranks @ ranks))
 
 
 def clustered(parts: Array, held: int = 0) -> float:
@@ -130,15 +139,24 @@ def _below(v: Array) -> Array:
     return (v[:, None] > v) + (v[:, None] == v) / 2
 
 
-def _standard(w: Array, ranks: Array, same: Sequence[Array]) -> Array:
-    """Ranks (B, n) less their mean, over their norm, under weights (B, n); NaN if nothing is left.
+def _standardise(w: Array, shape: tuple[int, int] | None) -> Callable[[Array], Array]:
+    """What takes ranks (B or 1, n) less their mean, over their norm, under weights (B, n); NaN if nothing is left.
 
     Args:
-        same: (n, kinds) each, which kind a point is of: its mean is taken off instead; for two, rows and columns of a panel.
+        shape: of n points in a grid; the means of its rows and of its columns are taken off instead.
     """
-    mean = (w * ranks).sum(1, keepdims=True) / w.sum(1, keepdims=True)
-    centred = ranks - mean
-    for kinds in same:
-        centred = centred + mean - ((w * ranks) @ kinds / np.maximum(w @ kinds, 1e-300)) @ kinds.T
-    norm = np.sqrt((w * centred**2).sum(1, keepdims=True))
-    return centred / np.where(norm > 1e-9, norm, np.nan)
+    total = w.sum(1, keepdims=True)
+    grid = (-1, *shape) if shape else w.shape
+    sums = [np.maximum(w.reshape(grid).sum(axis, keepdims=True), 1e-300) for axis in (1, 2)] if shape else []
+
+    def standard(ranks: Array) -> Array:
+        weighted = w * ranks
+        mean = weighted.sum(1, keepdims=True) / total
+        centred = ranks - mean
+        for axis, weights in enumerate(sums, 1):
+            within = weighted.reshape(grid).sum(axis, keepdims=True) / weights
+            centred = (centred.reshape(grid) - (within - mean[..., None])).reshape(w.shape)
+        norm = np.sqrt((w * centred**2).sum(1, keepdims=True))
+        return centred / np.where(norm > 1e-9, norm, np.nan)
+
+    return standard

@@ -3,7 +3,10 @@
 import csv
 import io
 import math
+import re
+import tracemalloc
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +89,40 @@ def test_p_values_are_exact_for_few_points_where_students_t_is_not():
     assert math.isnan(p_value(0.5, 3))
     assert math.isnan(clustered(np.ones(1)))
     assert clustered(np.array([1.0, 2.0, 3.0])) == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0).pvalue)
+
+
+def test_a_panels_coefficient_is_that_of_ranks_less_the_means_of_both_sides():
+    """In whatever order its points are, and with a variable held fixed."""
+    variables = rng(10).normal(size=(3, 7, 4))
+    left = []
+    for v in variables:
+        ranks = stats.rankdata(v).reshape(v.shape)
+        left.append((ranks - ranks.mean(0) - ranks.mean(1, keepdims=True) + ranks.mean()).ravel())
+    x, y, z = (v / np.linalg.norm(v) for v in left)
+    order, (who, when) = rng(11).permutation(28), np.indices((7, 4)).reshape(2, 28).astype(str)
+    own = [v.ravel()[order] for v in variables]
+    more = {"panel": (who[order], when[order]), "clusters": who[order], "count": 100}
+    assert correlate(*own[:2], **more).value == pytest.approx(x @ y)
+    x, y = x - x @ z * z, y - y @ z * z
+    assert correlate(*own, **more).value == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+def test_memory_grows_with_the_points_and_not_with_their_square():
+    networks, states = 1000, 5
+    n, (who, when) = networks * states, np.indices((networks, states)).reshape(2, -1).astype(str)
+    x, y = rng(12).normal(size=(2, n))
+    tracemalloc.start()
+    correlate(x, y, clusters=who, panel=(who, when), count=20)
+    rankcorrelation._chance.__wrapped__(1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * n * n < 8 * rankcorrelation.PERMUTATIONS * 1000
+
+
+def test_random_orders_are_the_same_however_many_are_drawn_at_once(monkeypatch):
+    whole = rankcorrelation._chance.__wrapped__(9)
+    monkeypatch.setattr(rankcorrelation, "BLOCK", 9 * 777)
+    assert np.array_equal(rankcorrelation._chance.__wrapped__(9), whole)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -197,6 +234,9 @@ def test_what_cannot_be_said_has_a_reason():
     bound = verdict(x, x**2, x)
     assert (bound.verdict, bound.reason) == (NONE, "at equal accuracy nothing is left to vary")
     assert math.isnan(bound.holm)
+    apart = np.repeat(x[:, None], 3, axis=1)
+    alike = verdict(apart, walks(0, FEWEST, 3)[1], scope=OVER)
+    assert (alike.verdict, alike.reason) == (NONE, "less the means of networks and epochs nothing is left to vary")
     unlabelled = verdict(x, -x, np.full(FEWEST, math.nan))
     assert not unlabelled.adjusted
     assert verdict(x, -x, 0 * x).claim == unlabelled.claim, "accuracy that is the same of all is held fixed as it is"
@@ -291,7 +331,8 @@ def test_states_over_training_are_a_panel():
     found = analyse(planted(networks=8, epochs=("epoch-001", "epoch-004", "epoch-016")))
     over = [one for one in found.relations if one.scope == OVER]
     assert {one.n for one in over} == {8 * 4}
-    assert {one.networks for one in over} == {8}
+    assert {(one.networks, one.states) for one in over} == {(8, 4)}
+    assert {one.states for one in found.relations if one.scope == BETWEEN} == {1}
     assert [one.outcome for one in over if one.verdict == EVIDENCE] == ["noise_medium_accuracy"] * 2
 
 
@@ -304,6 +345,87 @@ def test_panels_have_no_holes():
     asked = Question("digits", OVER, "d4", SHARE, "shift_accuracy")
     assert {point.model for point in own[asked]} == {f"net{i}" for i in range(8)} - {"net3"}
     assert {point.model for point in own[asked._replace(outcome="lambda_max")]} == {f"net{i}" for i in range(8)}
+
+
+def test_over_training_is_asked_of_what_was_measured_over_training():
+    whole = planted(networks=8, epochs=("epoch-001", "epoch-004"))
+    for cell in list(whole.results):
+        if cell.probe == "robustness" and cell.state != "final":
+            del whole.results[cell]
+    own = points(whole)
+    assert {asked.outcome for asked in own if asked.scope == OVER} == {"accuracy", "lambda_max"}
+    assert {asked.outcome for asked in own if asked.scope == BETWEEN} > {"shift_accuracy"}
+    assert all(one.reason != "at equal accuracy nothing is left to vary" for one in analyse(whole).relations)
+
+
+def test_one_odd_network_takes_nobody_elses_panel_away():
+    whole = planted(networks=8, epochs=("epoch-001", "epoch-004"))
+    odd = planted(networks=9, epochs=("epoch-002", "epoch-003"))
+    cells = {cell: result for cell, result in odd.results.items() if cell.model == "net8"}
+    whole.plan.cells.update(dict.fromkeys(cells, ("digits", None)))
+    own = points(Board(whole.plan, whole.results | cells, {}))
+    panel = own[Question("digits", OVER, "d4", SHARE, "shift_accuracy")]
+    assert {point.model for point in panel} == {f"net{i}" for i in range(8)}
+    assert {point.state for point in panel} == {"epoch-001", "epoch-004", "final"}
+    assert len(own[Question("digits", BETWEEN, "d4", SHARE, "shift_accuracy")]) == 9
+
+
+def test_numbers_side_by_side_are_of_the_same_seeds():
+    """A seed that one of them lacks is in none of them: in a panel, if it is missing in a single state."""
+    whole, first = (planted(networks=3, epochs=("epoch-001", "epoch-004"), seeds=seeds) for seeds in (2, 1))
+    for cell in list(whole.results):
+        if (cell.model, cell.seed, cell.state, cell.probe) == ("net0", "s1", "epoch-004", "robustness"):
+            del whole.results[cell]
+    own, alone = points(whole), points(first)
+    asked = Question("digits", OVER, "d4", SHARE, "shift_accuracy")
+    for point, one in zip(own[asked], alone[asked], strict=True):
+        seeds = (
+            0.005 if point.model == "net0" else 0.0
+        )  # s0 of two lies so far below their mean, where s0 alone is on it
+        assert (point.share, point.outcome, point.accuracy) == pytest.approx(
+            (one.share - seeds, one.outcome - seeds, one.accuracy - seeds)
+        )
+    between = own[asked._replace(scope=BETWEEN)][0]
+    assert between.share == pytest.approx(alone[asked._replace(scope=BETWEEN)][0].share), (
+        "the final state has both seeds"
+    )
+
+
+def test_less_data_is_compared_on_the_seeds_that_were_trained_on_it():
+    numbers = {
+        (f"net{i}+{fraction:g}", "final"): {SHARE: 0.1 * i, "accuracy": fraction / 2}
+        for i in range(2)
+        for fraction in (1, 0.1)
+    }
+    recipes = {model: {"lr": int(model[3]), "fraction": float(model[5:])} for model, _ in numbers}
+    whole = board(numbers, recipes, seeds=2, groups=("hflip",))
+    for cell in list(whole.results):
+        if (cell.model, cell.seed) == ("net1+0.1", "s1"):
+            del whole.results[cell]
+    own = points(whole)[Question("digits", BETWEEN, "hflip", SHARE, "accuracy_of_10")]
+    found = [(point.share, point.outcome, point.accuracy) for point in own]
+    assert found == [pytest.approx((0.0, 0.05, 0.5)), pytest.approx((0.095, 0.045, 0.495))]
+
+
+def test_a_seed_without_a_value_is_not_averaged_away():
+    whole = planted(networks=3, seeds=2)
+    for cell, result in whole.results.items():
+        if (cell.model, cell.seed, cell.probe) == ("net1", "s1", "spectrum"):
+            result.metrics["lambda_max"] = Measure(None, reason="diverged")
+    own = points(whole)
+    asked = Question("digits", BETWEEN, "d4", SHARE, "lambda_max")
+    assert [point.model for point in own[asked]] == ["net0", "net2"]
+    assert len(own[asked._replace(outcome="accuracy")]) == 3
+
+
+def test_what_is_made_of_unmeasured_networks_is_told_apart_by_their_recipes():
+    random, numbers, recipes = rng(13), {}, {}
+    for i in range(FEWEST):
+        model = f"net+{i}~mean"  # made of net+i, of which nothing is measured
+        numbers[model, "final"] = {SHARE: random.uniform(0.1, 0.6), "accuracy": random.uniform(0.6, 0.9)}
+        recipes[model] = {"lr": i // 2}
+    own = points(board(numbers, recipes, groups=("hflip",)))
+    assert len({point.source for point in own[Question("digits", BETWEEN, "hflip", SHARE, "accuracy")]}) == FEWEST // 2
 
 
 def test_data_efficiency_compares_recipes_that_differ_in_the_fraction_alone():
@@ -352,6 +474,14 @@ def test_the_csv_and_the_page_say_the_same(tmp_path):
     for one in found.supported:
         assert escape(one.sentence) in section
     assert table("made-up", found).columns[0] == "suite"
+    documented = (Path(__file__).parents[1] / "reports/README.md").read_text().split("**`analysis.csv`**")[1]
+    names = [
+        name
+        for line in documented.splitlines()
+        if line.startswith("| `")
+        for name in re.findall("`(.*?)`", line.split("|")[1])
+    ]
+    assert names == list(rows[0])
 
 
 def test_boards_with_few_networks_or_none_say_so(tmp_path):
@@ -359,6 +489,11 @@ def test_boards_with_few_networks_or_none_say_so(tmp_path):
     section = page.split('id="analysis"')[1].split("</section>")[0]
     assert "<b>No evidence.</b> With 3 independent networks" in section
     assert "<table" not in section
+    same = board({(f"net{i}", "final"): {SHARE: 0.2, "accuracy": 0.1 * i} for i in range(FEWEST)})
+    section = report.report(same, tmp_path).read_text().split('id="analysis"')[1].split("</section>")[0]
+    assert "are the least" not in section
+    assert "None of 2 correlations, over up to 6 independent networks, is defined" in section
+    assert section.count("<li>Symmetry loss share is 0.200 of all</li>") == 1
     nothing = board({("net", "init"): {SHARE: 0.0, "accuracy": 0.1}})
     assert analyse(nothing).relations == []
     assert 'id="analysis"' not in report.report(nothing, tmp_path).read_text()

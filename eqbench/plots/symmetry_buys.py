@@ -10,9 +10,10 @@ from eqbench.panelpoints import BETWEEN, Question, points
 from eqbench.plots.drawing import Titles, by_label, colours_of, legend, panels
 
 CAPTION = (
-    "What symmetry goes with: the symmetry loss share of trained networks under the suite's first group, against their accuracy, "
-    "robustness, accuracy when trained on fewer images, and sharpness. A point is a network, the mean over its seeds; the analysis has the rank "
-    "correlations under all groups, with their intervals."
+    "What symmetry goes with: the symmetry loss share (of images without labels the Jensen–Shannon share) of trained networks, under the first group "
+    f"that at least {FEWEST} independent ones have numbers of, against their accuracy, robustness, accuracy when trained on fewer images, and "
+    "sharpness. A point is a network, the mean over the seeds that have both numbers; the analysis has the rank correlations under all groups, with "
+    "their intervals."
 )
 
 
