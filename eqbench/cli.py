@@ -115,7 +115,7 @@ def probe(names: dict[str, str], overrides: Sequence[str]) -> None:
 
 
 def collect(names: dict[str, str], overrides: Sequence[str]) -> None:
-    """Gather the suite's results, however many there are, into reports/<suite>/results.csv and leaderboard.csv."""
+    """Gather the suite's results, however many there are, into reports/<suite>/{results,leaderboard,coverage,treatments,ensembles}.csv."""
     from eqbench.leaderboard import collect
 
     plan = load_suite(names.get("suite"), overrides)
@@ -132,7 +132,7 @@ def plot(names: dict[str, str], overrides: Sequence[str]) -> None:
 
 
 def report(names: dict[str, str], overrides: Sequence[str]) -> None:
-    """Write the one page that people read, reports/<suite>/index.html."""
+    """Write the one page that people read, reports/<suite>/index.html, and the correlations on it, analysis.csv."""
     from eqbench import leaderboard
     from eqbench.report import report
 

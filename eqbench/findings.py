@@ -147,20 +147,21 @@ def _when(board: Board) -> Finding | None:
     found, silent = when(board)
     if not found and not silent:
         return None
-    name = found[0].metric if found else SHARES[0]
     sure = [one for one in found if one.known]
-    answer = f"Half of the final change of the {METRICS[name].title} was made "
-    answer += "; ".join(map(_half, sure[:TOLD])) + (
-        f"; and so on in {len(sure) - TOLD} more" if len(sure) > TOLD else ""
-    )
-    if not sure:
-        answer = f"When half of the final change of the {METRICS[name].title} was made"
+    names = list(dict.fromkeys(one.metric for one in sure or found)) or [SHARES[0]]
+    if sure:
+        made = {name: "; ".join(_half(one) for one in sure[:TOLD] if one.metric == name) for name in names}
+        said = [f"of the {METRICS[name].title} was made {times}" for name, times in made.items() if times]
+        answer = f"Half of the final change {'; '.join(said)}"
+        answer += f"; and so on in {len(sure) - TOLD} more." if len(sure) > TOLD else "."
+    else:
+        answer = f"When half of the final change of the {listed(METRICS[name].title for name in names)} was made"
         answer += " cannot be told: that takes two seeds whose share changed, and times that lie together."
     unsaid = silent + [f"{one.model} on {one.data}" for one in found if not one.known]
     more = f" Nothing can be said of {listed(unsaid)}." if unsaid else ""
     measured = dict.fromkeys(f"{count(one.images, 'image')}, {count(one.seeds, 'seed')}" for one in sure)
     epochs = f" Measured on {listed(measured)}; between saved epochs it is interpolated." if sure else ""
-    return Finding(question, bool(sure), answer + "." * bool(sure) + epochs + more, name)
+    return Finding(question, bool(sure), answer + epochs + more, names[0])
 
 
 def _half(one: When) -> str:
@@ -179,7 +180,7 @@ def _landscape(board: Board) -> Finding | None:
     sure = [(row, one) for (row, one), p in zip(found, holm([one.p for _, one in found]), strict=True) if p < 1 - LEVEL]
     above = sum(one.value > 0 for _, one in sure)
     row, one = min(found, key=lambda pair: pair[1].p)
-    n = board.seeds.measures[_key(row)][ACROSS, "final"][0].n
+    n = board.seeds.over(_key(row), ACROSS, "final").n
     clearest = f"{_where(row)}, {METRICS[ACROSS].title} {_bounded(one, len(found))}; {count(n or 0, 'image')}, {count(int(row['n_seeds']), 'seed')}."
     counts = {
         "curved up across the symmetric weights, so that leaving them costs loss": above,

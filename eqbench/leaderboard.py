@@ -2,7 +2,8 @@
 
 `leaderboard.csv` holds numbers, never "0.12 [0.10, 0.14]", rounded to six significant digits. Its columns, in order:
 
-- `suite, model, family, architecture, treatment, data, group`; `treatment` is what the recipe told of symmetry, "plain" if nothing;
+- `suite, model, family, architecture, treatment, data, group`; `treatment` is what the recipe told of symmetry, "plain" if nothing,
+  and empty for models without a recipe, i.e. not trained here;
 - `status` (complete, or the worst of its cells: failed, stale, skipped, not run), `done` and `planned` cells;
 - `rank, rank_worst, ranked, ranked_by, unranked`: see `meanranks.ranks`; `ranked` models were compared by the metric `ranked_by`;
   `unranked` says why this one was not;

@@ -12,7 +12,7 @@ from eqbench.schema import STATE, UNGROUPED
 
 PLAIN = "plain"
 TREATMENT = ("augment", "penalty")  # keys of a recipe that tell of symmetry
-IDLE = ("save", "dynamics")  # keys that decide no weights
+IDLE = ("save", "dynamics", "test_images")  # keys that decide no weights
 BUILT = (
     "timm",
     "source",

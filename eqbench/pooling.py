@@ -19,15 +19,15 @@ class Seeds:
     """The numbers of a board's rows, one a seed, beside how far the seeds of all its models lie apart.
 
     Attributes:
-        measures: row -> number -> its measures. Those of other images than most have, of the same data set and as many,
-            are without replicates: they cannot be paired.
+        measures: row -> number -> seed -> its measure. Those of other images than most have, of the same data set and as
+            many, are without replicates: they cannot be paired.
     """
 
     def __init__(self, cells: Cells, rows: Mapping[Row, Sequence[Cell]]) -> None:
         """Take what is finished of `rows`, each with its cells."""
-        self.measures: dict[Row, dict[Number, list[Measure]]] = {row: {} for row in rows}
+        self.measures: dict[Row, dict[Number, dict[str, Measure]]] = {row: {} for row in rows}
         images: Counter[tuple[str, int | None, str]] = Counter()
-        kept: list[tuple[list[Measure], int, tuple[str, int | None, str]]] = []
+        kept: list[tuple[dict[str, Measure], str, tuple[str, int | None, str]]] = []
         for row, own in rows.items():
             for cell in own:
                 result = cells.results.get(cell)
@@ -36,19 +36,19 @@ class Seeds:
                 for name, measure in result.metrics.items():
                     if name not in METRICS or METRICS[name].probe != cell.probe:
                         continue
-                    found = self.measures[row].setdefault((name, cell.state), [])
+                    found = self.measures[row].setdefault((name, cell.state), {})
                     if measure.replicates:
-                        kept.append((found, len(found), (row[1], measure.n, str(result.provenance.get("data")))))
+                        kept.append((found, cell.seed, (row[1], measure.n, str(result.provenance.get("data")))))
                         images[kept[-1][2]] += 1
-                    found.append(measure)
+                    found[cell.seed] = measure
         usual = {key[:2]: key for key, _ in reversed(images.most_common())}
-        for found, i, key in kept:
+        for found, seed, key in kept:
             if usual[key[:2]] != key:
-                found[i] = replace(found[i], units=None, replicates=None)
+                found[seed] = replace(found[seed], units=None, replicates=None)
         self._values: dict[tuple[str, str, Number], list[list[float]]] = {}
         for (_, data, group), numbers in self.measures.items():
             for number, measures in numbers.items():
-                known = [measure.value for measure in measures if measure.value is not None]
+                known = [measure.value for measure in measures.values() if measure.value is not None]
                 if len(known) == len(measures) > 1:
                     self._values.setdefault((data, group, number), []).append(known)
         self._spreads: dict[tuple[str, str, Number], Spread] = {}
@@ -66,12 +66,12 @@ class Seeds:
 
     def over(self, row: Row, metric: str, state: str) -> Measure:
         """One number of a row over its seeds."""
-        return pool(self.measures[row].get((metric, state), []), self.around(*row[1:], (metric, state)))
+        return pool([*self.measures[row].get((metric, state), {}).values()], self.around(*row[1:], (metric, state)))
 
     def sample(self, row: Row, metric: str, state: str = "final") -> Sample | None:
         """One number of a row, to be compared with others; None where it has no value or no interval."""
         number = metric, state
-        return sample(self.measures[row].get(number, []), self.around(*row[1:], number))
+        return sample([*self.measures[row].get(number, {}).values()], self.around(*row[1:], number))
 
     def change(self, row: Row, metric: str) -> Estimate | None:
         """What training changed: trained minus untrained, images paired where they can be."""

@@ -23,13 +23,14 @@ from eqbench.metrics import METRICS, Metric
 from eqbench.plots import EMPTY, FIGURES
 from eqbench.results import CSV, write_text
 from eqbench.sections import made_with, sections
-from eqbench.treatments import SHOWN, told_together
+from eqbench.treatments import told_together
 
 FILES = ("index.html", "analysis.csv")
 # Of the page's style and script, in templates/.
 SOURCES = {"css": ("report", "findings", "models"), "js": ("report", "compare")}
 LARGEST = 400_000  # bytes of a figure that is still put into the page; a larger one is linked
 LISTED = 200  # correlations of a page; the others are in analysis.csv
+SHOWN = 300  # treatments of a page, and ensembles; the others are in their files
 PAGE = 4_900_000  # bytes of a page: where it would have more, its largest figures are linked
 
 Figures = dict[str, Markup | str | None]  # name -> its drawing, its place beside the page, or None if it is not drawn
@@ -66,7 +67,7 @@ def report(board: Board, out_dir: Path, weights_dir: Path | None = None) -> Path
         "gains": board.gains,
         "treatments": board.contrasts,
         "treatments_told": told_together(board.contrasts),
-        "treatments_shown": SHOWN,
+        "shown": SHOWN,
         "css": Markup(source["css"]),
         "js": Markup(source["js"]),
         "script": script,

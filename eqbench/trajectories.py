@@ -1,14 +1,14 @@
 """Networks over training: a number of theirs from epoch to epoch, and when half of its change was made (no torch)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from eqbench.inference import Sample, contrast, holm, spread
 from eqbench.lineage import place
-from eqbench.metrics import SHARES
+from eqbench.metrics import METRICS, SHARES
 from eqbench.pooling import Row, pool
 from eqbench.profiles import PERMUTED
 from eqbench.results import Measure, Result, Status
@@ -21,41 +21,66 @@ THIRDS = ("early", "middle", "late")  # of a network's depth
 
 Curve = list[tuple[int, Measure]]  # (epoch, the number over seeds), from the first to the last
 
+At = TypeVar("At")
+Seed = TypeVar("Seed")
+Number = TypeVar("Number")
+
 
 def curve(board: "Board", row: Row, metric: str) -> Curve:
-    """A metric of a row over training, its seeds pooled as on the board."""
-    states = board.epochs.get(row[0], {})
-    found = [(epoch, board.seeds.over(row, metric, state)) for state, epoch in states.items()]
+    """A metric of a row over training, its `steady` seeds pooled as on the board."""
+    states, numbers = board.epochs.get(row[0], {}), board.seeds.measures[row]
+    by = steady({state: numbers.get((metric, state), {}) for state in states})
+    found = [
+        (states[state], pool([*own.values()], board.seeds.around(*row[1:], (metric, state))))
+        for state, own in by.items()
+    ]
     return [(epoch, measure) for epoch, measure in found if measure.value is not None]
+
+
+def steady(by: Mapping[At, Mapping[Seed, Number]]) -> dict[At, dict[Seed, Number]]:
+    """The numbers of the seed with most states, at those, beside the seeds that have all of them.
+
+    The mean of other seeds from state to state would jump where nothing happened.
+
+    >>> steady({0: {"s0": 0.1, "s1": 0.3}, 1: {"s1": 0.4}, 2: {"s0": 0.3, "s1": 0.5}})
+    {0: {'s1': 0.3}, 1: {'s1': 0.4}, 2: {'s1': 0.5}}
+    """
+    own: dict[Seed, list[At]] = {}
+    for at, numbers in by.items():
+        for seed in numbers:
+            own.setdefault(seed, []).append(at)
+    longest = max(own.values(), key=len, default=[])
+    kept = [seed for seed, having in own.items() if set(longest) <= set(having)]
+    return {at: {seed: by[at][seed] for seed in kept} for at in longest}
 
 
 def thirds(board: "Board", metric: str = PERMUTED) -> dict[tuple[Row, str], Curve]:
     """(Row, third of the depth) -> the mean over its layers of a layered metric over training.
 
     Layers of one network share their images: the interval of a mean over layers is the mean of their intervals, the
-    widest that it can be; seeds are pooled as on the board. Prefix tokens, which are no map, are left out.
+    widest that it can be; `steady` seeds are pooled as on the board. Prefix tokens, which are no map, are left out.
     """
-    found: dict[tuple[Row, str], dict[str, list[Measure]]] = {}
+    found: dict[tuple[Row, str], dict[str, dict[str, Measure]]] = {}
     for row, cells in board.rows.items():
         for cell in cells:
             result = board.results.get(cell)
             if result is None or result.status is not Status.ok or cell.state not in board.epochs.get(row[0], {}):
                 continue
             for third, mean in _means(result, metric):
-                found.setdefault((row, third), {}).setdefault(cell.state, []).append(mean)
+                found.setdefault((row, third), {}).setdefault(cell.state, {})[cell.seed] = mean
     seeds: dict[tuple[str, ...], list[list[float]]] = {}
     for ((_, *where), third), by in found.items():
         for state, measures in by.items():
-            known = [measure.value for measure in measures if measure.value is not None]
+            known = [measure.value for measure in measures.values() if measure.value is not None]
             seeds.setdefault((*where, third, state), []).append(known)
     spreads = {key: spread(networks) for key, networks in seeds.items()}
     return {
         (row, third): [
-            (epoch, pool(by[state], spreads[(*row[1:], third, state)]))
+            (epoch, pool([*own[state].values()], spreads[(*row[1:], third, state)]))
             for state, epoch in board.epochs[row[0]].items()
-            if state in by
+            if state in own
         ]
-        for (row, third), by in found.items()
+        for (row, third), own in ((key, steady(by)) for key, by in found.items())
     }
 
 
@@ -161,19 +186,20 @@ def when(board: "Board") -> tuple[list[When], list[str]]:
 
 
 def by_seed(board: "Board", row: Row, metric: str) -> dict[str, list[tuple[float, float]]]:
-    """Seed -> (epoch, value) over training; seeds that have both ends and all values alone."""
+    """Seed -> (epoch, value) over training; seeds with a value at every state that the row was asked for alone.
+
+    A state that a seed lacks would move its half-way time, so such seeds have none.
+    """
     states = board.epochs.get(row[0], {})
-    found: dict[str, dict[int, float | None]] = {}
-    for cell in board.rows[row]:
-        result = board.results.get(cell)
-        if cell.state in states and result is not None and metric in result.metrics:
-            found.setdefault(cell.seed, {})[states[cell.state]] = result.metrics[metric].value
-    ends = {states.get("init"), states.get("final")}
-    return {
-        seed: [(epoch, value) for epoch in sorted(own) if (value := own[epoch]) is not None]
-        for seed, own in found.items()
-        if ends <= own.keys() and None not in own.values() and len(own) > 2
-    }
+    probe = METRICS[metric].probe
+    asked = {cell.state for cell in board.rows[row] if cell.probe == probe and cell.state in states}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for state, epoch in states.items():
+        for seed, measure in board.seeds.measures[row].get((metric, state), {}).items():
+            if measure.value is not None:
+                found.setdefault(seed, []).append((epoch, measure.value))
+    whole = {"init", "final"} <= asked and len(asked) > 2
+    return {seed: points for seed, points in found.items() if whole and len(points) == len(asked)}
 
 
 def _per_seed(groups: dict[str, dict[str, float]]) -> list[float]:

@@ -24,8 +24,8 @@ from eqbench.stats import LEVEL
 if TYPE_CHECKING:
     from eqbench.leaderboard import Board
 
-SHOWN = 300  # rows of a page: a board with more leaves the others to treatments.csv
 VERDICTS = ("as expected", "against expectation", "no evidence", "a change", "no change to be seen")
+ALONE = "one seed"  # in place of a verdict: what another training would give is not known
 COLUMNS = ["architecture", "plain", "treated", "treatment", "data", "group", "metric", "value_plain", "value_treated"]
 COLUMNS += ["difference", "lo", "hi", "p", "holm", "paired", "n_seeds_plain", "n_seeds_treated", "expected", "verdict"]
 
@@ -35,7 +35,9 @@ class Contrast:
     """One number of a treated network minus that of the plain one.
 
     Attributes:
-        p: two-sided, that there is no difference; `holm`: adjusted for all contrasts of the board.
+        seeds: of the plain and of the treated one. difference: its interval and p, that there is none, are over images and
+            seeds; where one of the two has a single seed, over images alone, at these weights.
+        holm: its p, adjusted for all contrasts of the board that `claims` anything; NaN for the others.
         expected: the sign that the treatment should have; 0: none, since the group is not part of it, or the metric says
             nothing of symmetry.
     """
@@ -55,8 +57,15 @@ class Contrast:
     holm: float = math.nan
 
     @property
+    def claims(self) -> bool:
+        """Whether something can be said of the treatment: that takes two seeds of both networks."""
+        return min(self.seeds) > 1
+
+    @property
     def verdict(self) -> str:
-        """What the data say of it: one of `VERDICTS`."""
+        """What the data say of it: one of `VERDICTS`, or `ALONE`."""
+        if not self.claims:
+            return ALONE
         if not self.holm < 1 - LEVEL:
             return VERDICTS[2] if self.expected else VERDICTS[4]
         if not self.expected:
@@ -78,7 +87,7 @@ def contrasts(board: "Board") -> list[Contrast]:
     for model, kind in sorted(known.items(), key=lambda item: (item[1].architecture, item[1].treatment, item[0])):
         if kind.treatment != PLAIN and kind.kin in plain:
             found += sorted(_against(board, plain[kind.kin], model, kind), key=lambda one: one.metric.name == ACCURACY)
-    adjusted = holm([one.difference.p for one in found])
+    adjusted = holm([one.difference.p if one.claims else math.nan for one in found])
     return [replace(one, holm=float(p)) for one, p in zip(found, adjusted, strict=True)]
 
 
@@ -133,8 +142,8 @@ def table(found: Iterable[Contrast]) -> pd.DataFrame:
 def told_together(found: Iterable[Contrast]) -> str:
     """What the contrasts say together, in a sentence."""
     asked = [one for one in found if one.expected]
-    counts = {verdict: sum(one.verdict == verdict for one in asked) for verdict in VERDICTS[:3]}
+    counts = {verdict: sum(one.verdict == verdict for one in asked) for verdict in (*VERDICTS[:3], ALONE)}
     if not asked:
         return "No treatment of these networks tells of a group that they were measured under."
-    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict != ALONE)
     return f"Of {len(asked)} contrasts in which the treatment should make the network more symmetric: {listed}."

@@ -14,8 +14,8 @@ from eqbench.curvature.objective import TrainingObjective
 from eqbench.dynamics import Recorder, edge, recorder
 from eqbench.dynamics.conservation import Conservation, doubles
 from eqbench.dynamics.vertical import Vertical
+from eqbench.metrics.symmetries import BUT_FOR_EPS, CONTROL
 from eqbench.symmetries.attention import Pair
-from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL
 
 C, SIZE = 5, 12
 EXACT = 1e-14  # residuals of identities in float64

@@ -8,6 +8,7 @@ import pytest
 from board import fill, suite
 
 from eqbench.leaderboard import load
+from eqbench.metrics.symmetries import BUT_FOR_EPS
 from eqbench.panels.dynamics import dynamics as panel
 from eqbench.plots import dynamics
 from eqbench.plots.drawing import STYLE
@@ -65,6 +66,19 @@ def test_families_that_eps_breaks_and_missing_numbers_are_left_out(board):
     assert not any(gid.startswith("edge") for gid in found)
     assert len(found["sharpness-0"].get_xdata()) == len(curves(board)["steps"]) - 1
     assert max(found["identity-0"].get_ydata()) < 1e-6
+
+
+def test_the_axis_is_of_the_networks_that_are_drawn(board, monkeypatch):
+    monkeypatch.setattr(dynamics, "MODELS", 1)
+    first = min(cell.model for cell in board.results)
+    before = drawn(board)[0].axes[0].get_ylim()
+    found = {
+        cell: result if cell.model == first else replace(result, curves=result.curves | {
+            "steps": [step | {"lambda_max": 1e6} for step in result.curves["steps"]]})
+        for cell, result in board.results.items()
+    }  # fmt: skip
+    assert drawn(replace(board, results=found))[0].axes[0].get_ylim() == before
+    assert all(family in dynamics.CAPTION for family in BUT_FOR_EPS)
 
 
 def test_a_board_without_records_has_no_figure(board):

@@ -144,9 +144,11 @@ def test_what_is_compared_counts_networks_images_and_seeds(deep):
 def test_the_sign_of_the_transverse_curvature_is_the_answer(deep, sign, said):
     found = {}
     for row, numbers in deep.seeds.measures.items():
-        own = numbers.get((module.ACROSS, "final"), [])
+        own = numbers.get((module.ACROSS, "final"), {})
         found[row] = numbers | {
-            (module.ACROSS, "final"): [Measure(sign * m.value, *sorted((sign * m.lo, sign * m.hi)), m.n) for m in own]
+            (module.ACROSS, "final"): {
+                seed: Measure(sign * m.value, *sorted((sign * m.lo, sign * m.hi)), m.n) for seed, m in own.items()
+            }
         }
     before, deep.seeds.measures = deep.seeds.measures, found
     try:

@@ -255,6 +255,15 @@ def test_partial_boards_are_drawn_or_say_so(tmp_path, keep):
         ET.fromstring(svg)
 
 
+def test_a_board_whose_trainings_are_not_finished_is_drawn(tmp_path):
+    plan = fill(tmp_path, suite(deep=True), change=lambda cell, result: None if cell.state == "final" else result)
+    board = load(plan, tmp_path)
+    assert set(board.epochs["convnext_digits"]) == {"init", "epoch-001", "epoch-004"}
+    plot(board, tmp_path)
+    drawn = {name for name, svg in figures(tmp_path).items() if "No finished cells" not in svg}
+    assert drawn >= {"trajectories", "trajectories_by_layer", "trajectories_landscape"}
+
+
 def test_nothing_is_drawn_outside_the_panels(tmp_path):
     def change(cell, result):
         if (cell.model, cell.group, cell.state) == ("vit_digits", "d4", "init"):

@@ -178,7 +178,9 @@ def test_page_asks_nothing_of_the_network(deep):
     places = [value for key, value in page.attributes if key in ("src", "href", "xlink:href", "action", "data")]
     assert places
     outside = {place for place in places if not place.startswith(("#", "data:image/png;base64,"))}
-    assert outside == {"leaderboard.csv", "results.csv", "coverage.csv", "treatments.csv", "analysis.csv"}
+    assert outside == {
+        f"{name}.csv" for name in ("leaderboard", "results", "coverage", "treatments", "ensembles", "analysis")
+    }
     assert not re.search(r"url\((?!#)|@import", html)
     assert "default-src 'none'" in html
 

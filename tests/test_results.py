@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from board import fail, fill, suite
 
-from eqbench import leaderboard
+from eqbench import gains, leaderboard, report, treatments
 from eqbench.errors import UserError
 from eqbench.results import COLUMNS, TYPES, read_results, tidy
 
@@ -69,7 +69,15 @@ def test_a_wrong_folder_is_said(tmp_path):
 
 def test_the_columns_are_documented():
     text = (ROOT / "reports/README.md").read_text()
-    tidy_part, wide_part = text.split("**`results.csv`**")[1].split("**`leaderboard.csv`**")
+    for name in (*leaderboard.FILES, *report.FILES):
+        assert f"| `{name}` |" in text, name
+    files = {name: text.split(f"**`{name}.csv`**")[1].split("**`")[0] for name in ("treatments", "ensembles")}
+    for file, columns in (("treatments", treatments.COLUMNS), ("ensembles", gains.COLUMNS)):
+        for name in columns:
+            assert f"`{name}`" in files[file], f"{file}.csv: {name}"
+    for verdict in (*treatments.VERDICTS, treatments.ALONE):
+        assert f"`{verdict}`" in files["treatments"], verdict
+    tidy_part, wide_part = (text.split(f"**`{name}.csv`**")[1].split("**`")[0] for name in ("results", "leaderboard"))
     for name in COLUMNS:
         assert name in tidy_part, f"results.csv: {name}"
     for name in [

@@ -12,11 +12,12 @@ import eqbench
 from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed
+from eqbench.metrics.symmetries import BUT_FOR_EPS
 from eqbench.probes import symmetries as probe
 from eqbench.symmetries import affine, attention, balance, dataflow, rescalings, scales, shifts
 from eqbench.symmetries.balancing import confirmed, imbalance
 from eqbench.symmetries.certificate import Point, worst
-from eqbench.symmetries.families import BUT_FOR_EPS, control, propose
+from eqbench.symmetries.families import control, propose
 from eqbench.symmetries.temperature import head_residual
 from eqbench.symmetries.transformations import beside, change, compose, confirm, generator
 

@@ -13,6 +13,7 @@ from eqbench import findings
 from eqbench.inference import spread
 from eqbench.leaderboard import Board, load
 from eqbench.lineage import place
+from eqbench.metrics import METRICS
 from eqbench.panels import trajectory
 from eqbench.plots import over_training as figures
 from eqbench.plots import trajectories as emergence
@@ -23,7 +24,7 @@ from eqbench.plots.trajectories_landscape import threshold
 from eqbench.pooling import pool
 from eqbench.report import report
 from eqbench.results import Measure
-from eqbench.trajectories import curve, halfway, thirds, when
+from eqbench.trajectories import by_seed, curve, halfway, thirds, when
 
 EPOCHS = {"init": 0, "epoch-001": 1, "epoch-003": 3, "epoch-007": 7, "final": 15}
 ROW = ("convnext_digits_d4", "digits", "d4")
@@ -92,6 +93,28 @@ def test_thirds_are_means_over_their_layers_without_prefix_tokens():
     assert (found["late"][0][1].lo, found["late"][0][1].hi) == (3.5, 5.5), "layers share images: no narrower than one"
 
 
+def test_a_state_that_one_seed_lacks_moves_no_line():
+    """Two seeds far apart, the upper one without one state: means over whoever is there would fall there and rise again."""
+    share = lambda model, seed, state: {SHARE: measure(0.1 + 0.5 * (seed == 0) + 0.01 * EPOCHS[state], 0.01, 0.01)}  # noqa: E731
+    layers = lambda model, seed, state: [  # noqa: E731
+        ("block", 0.0, (), 1.0, None, {"layer_error_permuted": Measure(5.0 * (seed == 0) + EPOCHS[state], 0.0, 9.0)})
+    ]
+    whole = grow({"a": ("net", {})}, share, seeds=3, layers=layers)
+    some = {cell: r for cell, r in whole.results.items() if (cell.seed, cell.state) != ("s0", "epoch-003")}
+    board, row = Board(whole.plan, some, {}), ("a", "digits", "hflip")
+    assert [(e, m.value) for e, m in curve(board, row, SHARE)] == [
+        (e, pytest.approx(0.1 + 0.01 * e)) for e in EPOCHS.values()
+    ]
+    (points,) = thirds(board).values()
+    assert [(e, m.value) for e, m in points] == [(e, e) for e in EPOCHS.values()]
+    assert "hflip: 0.100 to 0.250" in trajectory(list(some.items()), board.epochs["a"]).charts[0][1]
+    assert [m.value for _, m in curve(whole, row, SHARE)][:1] == [pytest.approx(0.1 + 0.5 / 3)], (
+        "all three where they can"
+    )
+    alone = Board(whole.plan, {c: r for c, r in some.items() if c.seed == "s0"}, {})
+    assert [e for e, _ in curve(alone, row, SHARE)] == [0, 1, 7, 15], "of the states that the only seed has"
+
+
 # --- half way ---------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +148,21 @@ def test_when_is_the_planted_epoch_of_each_network():
     assert [(one.model, one.epoch, one.seeds, one.images, one.last) for one in found] == [
         ("early", pytest.approx(0.6), 3, 256, 15), ("late", pytest.approx(2.8), 3, 256, 15)]  # fmt: skip
     assert all(one.known for one in found)
+
+
+def test_seeds_with_holes_have_no_time():
+    """The seed that lacks the state before its rise would be half way too early."""
+    whole = planted({"a": 2.0, "b": 2.0}, seeds=3)
+    lost = {("s0", "epoch-003"), ("s1", "epoch-001")}
+    some = {
+        cell: r
+        for cell, r in whole.results.items()
+        if (cell.model, cell.seed, cell.state) not in {("a", *one) for one in lost}
+    }
+    board = Board(whole.plan, some, {})
+    assert list(by_seed(board, ("a", "digits", "hflip"), SHARE)) == ["s2"]
+    found, silent = when(board)
+    assert ([(one.model, one.seeds) for one in found], silent) == ([("b", 3)], ["a on digits"])
 
 
 def test_its_interval_covers_the_truth_as_often_as_it_says():
@@ -162,6 +200,18 @@ def test_the_finding_quotes_it_and_boards_without_epochs_are_not_asked(deep, tmp
     assert first.lo < first.epoch < first.hi
     assert "Measured on 256 images, 2 seeds" in finding.answer
     assert findings._when(load(fill(tmp_path), tmp_path)) is None
+
+
+def test_the_finding_names_each_metric_that_it_is_about():
+    board = planted({"early": 0.6, "late": 2.8})
+    for cell, result in board.results.items():
+        if cell.model == "late":
+            result.metrics["js_share"] = result.metrics.pop(SHARE)
+    assert {one.metric for one in when(board)[0]} == {SHARE, "js_share"}
+    answer = findings._when(board).answer
+    first, second = answer.split(" of 15 in early on digits under hflip; of the ")
+    assert first.startswith(f"Half of the final change of the {METRICS[SHARE].title} was made by epoch 0.6")
+    assert second.startswith(f"{METRICS['js_share'].title} was made by epoch 2.80")
 
 
 # --- the board, the page ----------------------------------------------------------------------------------------------
@@ -210,6 +260,34 @@ def test_hundreds_of_states_leave_the_page_light(tmp_path):
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_network_has_its_accuracy_whatever_groups_it_was_measured_under():
+    def value(model, seed, state):
+        return {SHARE: measure(linear(2)[state] + 0.1, 0.01, 0.01), "accuracy": measure(0.5, 0.01, 0.01)}
+
+    boards = [grow({model: (model, {})}, value, group=group) for model, group in (("a", "hflip"), ("b", "c4"))]
+    plan = boards[0].plan
+    plan.cells.update(boards[1].plan.cells)
+    found = list(
+        figures.strips(Board(plan, boards[0].results | boards[1].results, {}), ["accuracy"], most=1, alike=True)
+    )
+    assert [(strip.label, list(strip.curves)) for strip in found] == [("acc", ["a", "b"])]
+
+
+def test_no_curve_is_made_for_a_figure_that_is_full(monkeypatch, deep):
+    asked = []
+    monkeypatch.setattr(figures, "curve", lambda board, row, name: asked.append(row[1:]) or curve(board, row, name))
+    assert len(list(figures.strips(deep, [SHARE], most=1))) == 1
+    assert len(set(asked)) == 1
+
+
+def test_captions_say_what_is_cut():
+    for figure in (emergence, trajectories_by_layer, trajectories_landscape):
+        said = f"at most {figures.ARCHITECTURES} (those with most recipes) of {figures.LINES} lines"
+        assert said in figure.CAPTION
+        groups = figures.GROUPS if figure is emergence else figure.GROUPS
+        assert f"at most {groups} groups" in figure.CAPTION.lower()
 
 
 @pytest.mark.parametrize("drawing", [emergence, trajectories_by_layer, trajectories_landscape])

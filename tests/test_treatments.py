@@ -8,8 +8,9 @@ import pytest
 from board import fill, suite
 from growing import grow, measure
 
+from eqbench.gains import Gain
 from eqbench.inference import contrast, holm
-from eqbench.leaderboard import load, write
+from eqbench.leaderboard import Board, load, write
 from eqbench.lineage import kinds, treatment
 from eqbench.report import report
 from eqbench.treatments import COLUMNS, covers, told_together
@@ -53,7 +54,7 @@ def test_treatments_are_named():
     ("changes", "timm", "paired"),
     [
         ({}, "net", True),
-        ({"save": [1, 2], "dynamics": 50}, "net", True),  # neither decides the weights
+        ({"save": [1, 2], "dynamics": 50, "test_images": 100}, "net", True),  # none decides the weights
         ({"lr": 0.1}, "net", False),
         ({"fraction": 0.1}, "net", False),
         ({"epochs": 30}, "net", False),
@@ -114,6 +115,54 @@ def test_something_is_expected_under_groups_that_the_treatment_has():
     assert {one.expected for one in moved.contrasts} == {0}
     assert by(moved, "a_h", RANKED).verdict == "a change"
     assert told_together(moved.contrasts).startswith("No treatment of these networks tells of a group")
+
+
+def test_of_one_seed_nothing_is_claimed():
+    """Its error is over images alone, so a large difference may be the seed's; and it costs the others nothing (Holm)."""
+    pairs = {
+        "a_plain": ("a", {}),
+        "a_d4": ("a", {"augment": "d4"}),
+        "b_plain": ("b", {}),
+        "b_d4": ("b", {"augment": "d4"}),
+    }
+    whole = planted(pairs, -0.2)
+    some = {
+        cell: result
+        for cell, result in whole.results.items()
+        if (cell.model, cell.seed) not in {("b_d4", "s1"), ("b_d4", "s2")}
+    }
+    board = Board(whole.plan, some, {})
+    alone, several = ([one for one in board.contrasts if one.architecture == arch] for arch in "ba")
+    assert {one.seeds for one in alone} == {(3, 1)}
+    assert {one.verdict for one in alone} == {"one seed"}
+    assert all(np.isnan(one.holm) and one.difference.p < 1e-4 for one in alone if one.expected)
+    assert {one.verdict for one in several if one.expected} == {"as expected"}
+    assert [one.holm for one in several] == holm([one.difference.p for one in several]).tolist()
+    assert told_together(board.contrasts).endswith("2 as expected, 0 against expectation, 0 no evidence, 2 one seed.")
+    assert "one seed" not in told_together(whole.contrasts)
+
+
+def test_the_page_says_where_nothing_is_claimed(tmp_path):
+    def change(cell, result):
+        return None if (cell.model, cell.seed) == ("convnext_digits_d4", "s1") else result
+
+    board = load(fill(tmp_path / "cells", change=change), tmp_path / "cells")
+    section = report(board, tmp_path).read_text().split('<section id="treatments"')[1].split("</section>")[0]
+    assert section.count(">one seed\n") == len(board.contrasts) > 0
+    assert "adjusted for all 0 rows that can claim something" in section
+
+
+def test_long_tables_are_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr("eqbench.report.SHOWN", 2)
+    board = load(fill(tmp_path / "cells"), tmp_path / "cells")
+    one = board.contrasts[0]
+    gain = Gain("whole", "part", 5, 1, "digits", "c4", one.metric, 0.1, 0.2, one.difference)
+    board.__dict__["gains"] = [gain] * 3
+    html = report(board, tmp_path).read_text()
+    for name, found in (("treatments", board.contrasts), ("ensembles", board.gains)):
+        section = html.split(f'<section id="{name}"')[1].split("</section>")[0]
+        assert section.count("<tr>") == 1 + 2
+        assert f"The first 2 of {len(found)} rows" in section
 
 
 def test_chance_is_seldom_called_a_change():

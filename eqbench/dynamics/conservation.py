@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from eqbench.curvature.objective import Objective
+from eqbench.metrics.symmetries import CONTROL, FAMILIES
 from eqbench.symmetries import dataflow
 from eqbench.symmetries.attention import Pair
 from eqbench.symmetries.balancing import imbalance
-from eqbench.symmetries.families import CONTROL, FAMILIES, NULL, confirm_but_for_eps, control, propose
+from eqbench.symmetries.families import NULL, confirm_but_for_eps, control, propose
 from eqbench.symmetries.rescalings import Rescaling
 from eqbench.symmetries.transformations import TOLERANCE, Symmetry, Weights, beside, change, generator
 

@@ -2,6 +2,25 @@
 
 from eqbench.metrics.base import Metric
 
+# The families by number; eqbench/symmetries proposes and confirms their instances.
+FAMILIES = {
+    "S1": "softmax shift",
+    "S2": "key bias",
+    "S3": "layer-norm shift",
+    "S4": "norm to linear gauge",
+    "S5": "bias translation",
+    "S6": "query-key basis",
+    "S7": "value-output basis",
+    "S8": "ReLU pair rescaling",
+    "S9": "scale before batch norm",
+    "S10": "batch-norm gauge",
+    "S11": "stream scale",
+    "S12": "scale before layer norm",
+    "S13": "gate rescaling",
+}
+CONTROL = "C0"  # what is no symmetry: rescaling through a bend that is not homogeneous, or without its counterpart
+BUT_FOR_EPS = ("S9", "S11", "S12")  # exact once the norms' eps is negligible
+
 _CITATION = "Yang & Ziyin 2025, arXiv:2512.21447 (the programme)"
 _PRODUCTS = "one Hessian product a family in float64 on few images, two in float32"
 

@@ -6,10 +6,10 @@ from typing import Any
 from markupsafe import Markup
 
 from eqbench.columns import number
+from eqbench.metrics.symmetries import CONTROL
 from eqbench.panels.base import WORDS, Own, Panel
 from eqbench.plots.certificate import GATES, NAMES
 
-CONTROL = "C0"
 HEADS = ("Family", "found", "refuted", "null directions", "residual, float64", "float32")
 COUNTS = ("confirmed", "refuted", "null")
 RESIDUALS = {"r2": GATES["float64"], "r2_single": GATES["float32"]}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from eqbench.columns import number
+from eqbench.metrics.symmetries import CONTROL
 from eqbench.minis import Line, chart
 from eqbench.panels.base import SERIES, Own, Panel, ends
 
@@ -25,7 +26,7 @@ def dynamics(own: Own) -> Panel | None:
         if any(value is not None for value in edge):
             sharp.append(Line(at, _logs(edge), f"{look} dotted", f"{seed}: edge of stability {ends(edge)}"))
         for one in curves["families"]:
-            dotted = " dotted" if one["family"] == "C0" else ""
+            dotted = " dotted" if one["family"] == CONTROL else ""
             title = f"{seed}: {one['family']}, {ends(one['identity'])}"
             obeyed.append(Line(at, _logs(one["identity"]), look + dotted, title))
         notes.append(f"{seed}: gradient along the sharpest direction {ends(aligned)}")

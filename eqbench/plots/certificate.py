@@ -5,6 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from eqbench.leaderboard import Board
+from eqbench.metrics.symmetries import CONTROL, FAMILIES
 from eqbench.plots.drawing import WIDTH, Titles, colours_of, legend, mark
 from eqbench.results import Status
 
@@ -13,11 +14,7 @@ CAPTION = (
     "untrained) and float32 (diamonds; S9, S11 and S12 but for the norms' eps), against the gates (dashed). Crosses were refuted: "
     "transformations that change the logits, at the relative change, and the control (C0), at its residual."
 )
-NAMES = {
-    "S1": "softmax shift", "S2": "key bias", "S3": "layer-norm shift", "S4": "norm to linear gauge", "S5": "bias translation",
-    "S6": "query-key basis", "S7": "value-output basis", "S8": "ReLU pair rescaling", "S9": "scale before batch norm",
-    "S10": "batch-norm gauge", "S11": "stream scale", "S12": "scale before layer norm", "S13": "gate rescaling", "C0": "control",
-}  # fmt: skip
+NAMES = FAMILIES | {CONTROL: "control"}
 GATES = {"float64": 1e-10, "float32": 1e-5}
 LEAST, MOST = 1e-18, 10.0  # what is shown; smaller residuals are at the edge
 
@@ -76,7 +73,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
 
 def _place(kind: str, row: dict[str, Any]) -> float | None:
     """Where a row's mark of this kind is, or None; the control's residual is a cross."""
-    if row["family"] == "C0":
+    if row["family"] == CONTROL:
         return row.get("r2") if kind == "change" else None
     return row.get(kind)
 
@@ -88,7 +85,7 @@ def _offset(i: int, n: int) -> float:
 
 def _words(kind: str, row: dict[str, Any]) -> str:
     family = f"{row['family']} {NAMES[row['family']]}"
-    if row["family"] == "C0":
+    if row["family"] == CONTROL:
         return f"control, {row['refuted']} places: residual {row['r2']:.2g}"
     if kind == "change":
         return f"{family}: {row['refuted']} refuted, logits change by {row['change']:.2g} at {row['refuted_at']}"

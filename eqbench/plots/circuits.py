@@ -71,7 +71,7 @@ def _bars(axes: Axes, counted: pd.DataFrame, shown: Sequence[forest.Row], group:
     places = {key: i for i, key in enumerate(shown)}
     for state, offset, height in (("final", -0.12, 0.42), ("init", 0.25, 0.16)):
         own = counted[counted["state"] == state]
-        own = own[[key in places for key in zip(own["model"], own["data"], strict=True)]]
+        own = own.loc[[key in places for key in zip(own["model"], own["data"], strict=True)]]
         left = [0.0] * len(own)
         y = [places[key] + offset for key in zip(own["model"], own["data"], strict=True)]
         for kind, colour in KINDS.items():

@@ -9,16 +9,16 @@ from matplotlib.lines import Line2D
 
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS
+from eqbench.metrics.symmetries import BUT_FOR_EPS, CONTROL
 from eqbench.plots.drawing import WIDTH, Titles, colours_of, legend
 from eqbench.results import Status
 
 MODELS = 8  # at most: the first by name
-OWN = ("S9", "S11", "S12", "C0")  # families that the norms' eps breaks, and the control
 CAPTION = (
     f"Dynamics of training over updates, a line a seed, of at most {MODELS} models, the first by name. Largest Hessian eigenvalue on a fixed batch, and dotted the edge of "
     "stability of gradient descent, which AdamW does not have; share of the gradient along that eigenvector; identities of the "
     "actual gradient, the worst family, and dotted the control, which is no symmetry; imbalance of what is written and read, "
-    "mean over families."
+    f"mean over families; both without the families that the norms' eps breaks ({', '.join(BUT_FOR_EPS)})."
 )
 
 
@@ -30,23 +30,24 @@ def draw(board: Board, titles: Titles) -> Figure | None:
         if cell.probe == "dynamics" and result.status is Status.ok and result.curves.get("steps")
     ]
     models = sorted({model for model, _, _ in found})[:MODELS]
+    found = [one for one in found if one[0] in models]
     if not models:
         return None
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     axes = figure.subplots(2, 2)
     sharp, aligned, obeyed, balance = axes.flat
     colours = colours_of(board)
-    for i, (model, name, curves) in enumerate((m, n, c) for m, n, c in found if m in models):
+    for i, (model, name, curves) in enumerate(found):
         steps, families = curves["steps"], curves["families"]
         x = [entry["update"] for entry in steps]
         colour = colours[model][0]
-        clean = [one for one in families if one["family"] not in OWN]
+        clean = [one for one in families if one["family"] not in (*BUT_FOR_EPS, CONTROL)]
         _line(sharp, titles, f"sharpness-{i}", x, [e["lambda_max"] for e in steps], colour, f"{name}: λ")
         _line(sharp, titles, f"edge-{i}", x, [e["threshold"] for e in steps], colour, f"{name}: edge of stability", ":")
         _line(aligned, titles, f"aligned-{i}", x, [e["alignment"] for e in steps], colour, f"{name}: share")
         worst = _over([one["identity"] for one in clean], max)
         _line(obeyed, titles, f"identity-{i}", x, worst, colour, f"{name}: worst family")
-        control: Sequence[float] = next((one["identity"] for one in families if one["family"] == "C0"), [])
+        control: Sequence[float] = next((one["identity"] for one in families if one["family"] == CONTROL), [])
         _line(obeyed, titles, f"control-{i}", x, control, colour, f"{name}: control", ":")
         unequal = _over([one["imbalance"] for one in clean if "imbalance" in one], lambda v: sum(v) / len(v))
         _line(balance, titles, f"balance-{i}", x, unequal, colour, f"{name}: imbalance")

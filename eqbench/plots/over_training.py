@@ -13,18 +13,17 @@ from eqbench.lineage import PLAIN, place
 from eqbench.metrics import METRICS
 from eqbench.minis import thinned
 from eqbench.plots.drawing import MARKERS, PALETTE, WIDTH, Titles, legend
+from eqbench.pooling import Row
 from eqbench.schema import UNGROUPED
 from eqbench.trajectories import Curve, curve
 
-ARCHITECTURES, LINES, GROUPS = (
-    4,
-    8,
-    4,
-)  # of a figure, at most: columns; lines where there is one column; groups of a number
+ARCHITECTURES, LINES, GROUPS = 4, 8, 4  # of a figure, at most: columns; lines of a column; groups of a number
 POINTS = 40  # of a line
 TOLD = 10  # points up to which a line's title lists them
 READ = (
-    "band: 95 % interval over images and seeds; epochs are on a logarithmic axis that begins with the untrained network"
+    "a line a recipe with its 95 % interval over images and seeds, over epochs on a logarithmic axis that begins with the "
+    f"untrained network; a column an architecture where one has several recipes, at most {ARCHITECTURES} (those with most recipes) "
+    f"of {LINES} lines, else one column of at most {LINES} networks"
 )
 
 
@@ -45,17 +44,28 @@ class Strip:
     limits: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
 
-def strips(board: Board, names: Sequence[str], most: int = GROUPS) -> Iterator[Strip]:
-    """A strip for each data set and group, at most so many groups, of the first of these metrics that has a trajectory there."""
-    places = list(dict.fromkeys(row[1:] for row in board.rows if row[0] in board.epochs))
+def strips(board: Board, names: Sequence[str], most: int = GROUPS, *, alike: bool = False) -> Iterator[Strip]:
+    """A strip for each data set and group, at most so many, of the first of these metrics that has a trajectory there.
+
+    Args:
+        alike: whether groups do not decide the numbers: a strip is then of a data set, and a network's curve that of the
+            first group under which it has one.
+    """
+    places: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    for row in board.rows:
+        if row[0] in board.epochs:
+            places.setdefault((row[1], UNGROUPED if alike else row[2]), {}).setdefault(row[0], []).append(row)
     several = len({data for data, _ in places}) > 1
-    for data, group in places:
-        models = [model for model in board.epochs if (model, data, group) in board.rows]
+    for (data, group), models in places.items():
+        if not most:
+            return
         for name in names:
-            found = {model: curve(board, (model, data, group), name) for model in models}
-            found = {model: points for model, points in found.items() if len(points) > 2}
-            if found and most:
-                where = ([] if group == UNGROUPED or name == "accuracy" else [group]) + ([data] if several else [])
+            curves = {model: (curve(board, row, name) for row in rows) for model, rows in models.items()}
+            found = {
+                model: points for model, own in curves.items() if (points := next((p for p in own if len(p) > 2), None))
+            }
+            if found:
+                where = [group] * (group != UNGROUPED) + [data] * several
                 yield Strip(", ".join([METRICS[name].symbol, *where]), METRICS[name].title, found)
                 most -= 1
                 break
@@ -81,7 +91,7 @@ def drawn(board: Board, titles: Titles, found: Sequence[Strip]) -> Figure | None
         grid[i, 0].set_ylabel(f"{strip.title}\n{strip.label}", fontsize=7.5)
         _ends(grid[i, 0], strip, [model for _, models in columns for model in models if model in strip.curves])
     for j, (_, models) in enumerate(columns):
-        last = max(board.epochs[model]["final"] for model in models)
+        last = max(max(board.epochs[model].values()) for model in models)
         ticks = _ticks(last)
         grid[-1, j].set_xticks([place(epoch) for epoch in ticks], [str(epoch) for epoch in ticks])
         grid[-1, j].set_xlim(-0.15, place(last) + 0.15)

@@ -3,18 +3,18 @@
 from matplotlib.figure import Figure
 
 from eqbench.leaderboard import Board
-from eqbench.metrics import SHARES
+from eqbench.metrics import ACCURACY, SHARES
 from eqbench.plots import over_training
 from eqbench.plots.drawing import Titles
 
 CAPTION = (
     "Emergence over training: test accuracy, and under each group the share of the loss that missing symmetry costs (the Lie ratio of a continuous "
-    f"group), a column an architecture and a line a recipe; {over_training.READ}. "
-    "At most four architectures, those with most recipes, and four groups; bands are cut where they would flatten the lines."
+    f"group): {over_training.READ}. "
+    f"At most {over_training.GROUPS} groups; bands are cut where they would flatten the lines."
 )
 
 
 def draw(board: Board, titles: Titles) -> Figure | None:
     """The figure, or None for a board without states between the untrained and the trained; `titles` gets what its marks are."""
-    accuracy = over_training.strips(board, ["accuracy"], most=1)
+    accuracy = over_training.strips(board, [ACCURACY], most=1, alike=True)
     return over_training.drawn(board, titles, [*accuracy, *over_training.strips(board, [*SHARES, "lie_ratio"])])

@@ -10,12 +10,12 @@ from eqbench.plots.over_training import Strip
 from eqbench.profiles import PERMUTED
 from eqbench.trajectories import THIRDS, Curve, thirds
 
-CAPTION = (
-    "Permuted layer error over training in the early, middle and late third of the layers, a column an architecture and a line a recipe: "
-    "0 is a layer whose channels exchange exactly as the group moves the image. "
-    f"At most two groups; {over_training.READ}, and widest where layers of a network share their images."
-)
 GROUPS = 2
+CAPTION = (
+    f"Permuted layer error over training in the early, middle and late third of the layers, under at most {GROUPS} groups: "
+    "0 is a layer whose channels exchange exactly as the group moves the image. "
+    f"Drawn is {over_training.READ}; a band is as wide as for layers that share their images."
+)
 
 
 def draw(board: Board, titles: Titles) -> Figure | None:

@@ -12,12 +12,12 @@ from eqbench.plots import over_training
 from eqbench.plots.drawing import Titles
 from eqbench.trajectories import Curve
 
+GROUPS = 2
 CAPTION = (
     "The loss landscape over training: largest Hessian eigenvalue λ₁, curvature κ₋ across the symmetric weights, balance Q of rescalings, and weight symmetry S_W, "
-    f"a column an architecture and a line a recipe; {over_training.READ}. "
+    f"κ₋ and S_W under at most {GROUPS} groups: {over_training.READ}. "
     "Dashed, for SGD alone: the λ₁ above which full-batch gradient descent with the step of that epoch diverges, 2/step without momentum; AdamW has another threshold."
 )
-GROUPS = 2
 
 
 def draw(board: Board, titles: Titles) -> Figure | None:

@@ -13,11 +13,11 @@ import numpy as np
 
 from eqbench.errors import Unsupported
 from eqbench.groups import Group
+from eqbench.metrics.symmetries import BUT_FOR_EPS, CONTROL
 from eqbench.probes.base import Finding, Subject
 from eqbench.results import Measure
 from eqbench.schema import Dynamics
 from eqbench.stats import Array, bootstrap
-from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL
 
 RESAMPLES = 2000
 FEW = 8  # logged steps below which there is no interval over them

@@ -14,6 +14,7 @@ from eqbench.curvature.hessian import Hessian
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed, Unsupported
 from eqbench.groups import Group
+from eqbench.metrics.symmetries import BUT_FOR_EPS, CONTROL, FAMILIES
 from eqbench.probes.base import Finding, Subject
 from eqbench.probes.landscape.objectives import objective_of
 from eqbench.results import Measure
@@ -22,7 +23,7 @@ from eqbench.symmetries import dataflow, permutation, shifts
 from eqbench.symmetries.attention import Pair
 from eqbench.symmetries.balancing import imbalance
 from eqbench.symmetries.certificate import Along, Point, worst
-from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, FAMILIES, confirm_but_for_eps, control, propose
+from eqbench.symmetries.families import confirm_but_for_eps, control, propose
 from eqbench.symmetries.rescalings import Rescaling
 from eqbench.symmetries.temperature import head_residual
 from eqbench.symmetries.transformations import Symmetry, beside, change

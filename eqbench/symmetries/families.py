@@ -1,4 +1,4 @@
-"""The families of continuous symmetries by number, and the proposal of their instances from a network's data flow."""
+"""The families of continuous symmetries: the proposal of their instances from a network's data flow, and their proof."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,27 +7,11 @@ import torch
 from torch import nn
 
 from eqbench.curvature.objective import Objective
+from eqbench.metrics.symmetries import BUT_FOR_EPS, CONTROL
 from eqbench.symmetries import affine, attention, dataflow, rescalings, scales, shifts
 from eqbench.symmetries.transformations import Symmetry, Verdict, confirm
 
-FAMILIES = {
-    "S1": "softmax shift",
-    "S2": "key bias",
-    "S3": "layer-norm shift",
-    "S4": "norm to linear gauge",
-    "S5": "bias translation",
-    "S6": "query-key basis",
-    "S7": "value-output basis",
-    "S8": "ReLU pair rescaling",
-    "S9": "scale before batch norm",
-    "S10": "batch-norm gauge",
-    "S11": "stream scale",
-    "S12": "scale before layer norm",
-    "S13": "gate rescaling",
-}
-CONTROL = "C0"  # what is no symmetry: rescaling through a bend that is not homogeneous, or without its counterpart
 NULL = ("S1", "S2", "S3")  # translations: their directions are null vectors of the Hessian anywhere
-BUT_FOR_EPS = ("S9", "S11", "S12")  # exact once the norms' eps is negligible
 
 
 def propose(module: nn.Module, flow: dataflow.Dataflow, seed: int = 0) -> list[Symmetry]:

@@ -37,7 +37,7 @@ class Symmetry:
     """One instance of a family: a curve t -> T_t theta that leaves the network's function alone, with T_0 the identity.
 
     Attributes:
-        family: its key in `families.FAMILIES`. name: of the module where it acts.
+        family: its key in `metrics.symmetries.FAMILIES`. name: of the module where it acts.
         names: the parameters that it moves.
         null: dimensions of the exact null space of the Hessian that instances of this kind span; 0 if none is exact.
         shift: the logits change by one number for all classes.

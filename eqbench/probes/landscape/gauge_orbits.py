@@ -9,11 +9,12 @@ from torch import Tensor
 
 from eqbench.curvature.objective import Objective
 from eqbench.errors import Unsupported
+from eqbench.metrics.symmetries import BUT_FOR_EPS, CONTROL
 from eqbench.probes.landscape.directions import on_support
 from eqbench.probes.landscape.losses import image_losses
 from eqbench.results import Measure
 from eqbench.symmetries.dataflow import trace
-from eqbench.symmetries.families import BUT_FOR_EPS, CONTROL, propose
+from eqbench.symmetries.families import propose
 from eqbench.symmetries.transformations import Symmetry, beside, compose, confirm
 
 POINTS = 7  # of an orbit, t in [-1, 1]
