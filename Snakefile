@@ -204,6 +204,8 @@ rule derive:
         "data/weights/{model}/{seed}/card.json",
     log:
         "data/logs/derive/{model}/{seed}.log",
+    benchmark:
+        "data/benchmarks/derive/{model}/{seed}.jsonl"
     wildcard_constraints:
         model=one_of(model for model in PLAN.origins if PLAN.verb(model) == "derive"),
     conda:

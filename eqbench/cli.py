@@ -17,6 +17,7 @@ from eqbench.errors import UserError, one_line, unknown
 from eqbench.locks import held
 from eqbench.metrics import METRICS
 from eqbench.options import ids, load, parse_overrides, plain
+from eqbench.suites import check_model
 from eqbench.weights import card_path
 
 WEIGHTS, CELLS, PARTS, REPORTS = Path("data/weights"), Path("data/cells"), Path("data/parts"), Path("reports")
@@ -165,13 +166,15 @@ def _free_plan(overrides: Sequence[str]) -> Plan:
 
 
 def _weights_plan(verb: str, names: dict[str, str], overrides: Sequence[str]) -> Plan:
-    """Options for a verb that brings weights, if it is the one that brings this model's."""
+    """Options for a verb that brings weights, if it is the one that brings this model's and can bring them."""
     plan, model = _free_plan(overrides), names["model"]
     if plan.verb(model) != verb:
         known = {"train": "trained here", "derive": "made of another model", "fetch": "fetched"}[plan.verb(model)]
         raise UserError(
             f"model '{model}' is {known}: `python -m eqbench {plan.verb(model)} model={model} seed={_seed(names)}`"
         )
+    for name in dict.fromkeys((model, plan.origin(model))):
+        check_model(plan, name)
     return plan
 
 

@@ -51,12 +51,13 @@ class Plan:
     def config(self, cell: Cell) -> dict[str, Any]:
         """What decides a cell's numbers, weights and images apart: shared sub-dictionaries, not copies."""
         data, images = self.cells[cell]
+        averaged = self.option("model", cell.model).group  # by a derived model: how it acts may be in no weights
         return {
             "data": self.plain("data", data) | {"id": data},
             "group": self.plain("group", cell.group) if cell.group != UNGROUPED else {},
             "model": self.plain("model", cell.model),
             "probe": self.plain("probe", cell.probe) | ({"images": images} if images else {}),
-        }
+        } | ({"symmetry": self._action(averaged)} if averaged is not None else {})
 
     def probe(self, cell: Cell) -> Any:
         """The probe's options for a cell."""
@@ -126,10 +127,7 @@ class Plan:
             recipe = self.option("train", conf.train)
             tree |= {"train": self.plain("train", conf.train), "data": self.plain("data", recipe.data)}
             for use, name in recipe.groups.items():
-                group = self.plain("group", name)
-                tree[{"augment": "group"}.get(use, use)] = {
-                    key: group[key] for key in ("action", "file", "sha256") if group[key]
-                }
+                tree[{"augment": "group"}.get(use, use)] = self._action(name)
         return tree
 
     def stamps(self, cells: Sequence[Cell]) -> dict[str, str]:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from eqbench.config import Cell, Plan
 
 HERE = Path(__file__).parent
-DERIVE, DERIVED = "derive", 1024  # stands among the probes for the making of a model of others, and its images
+DERIVE = "derive"  # stands among the probes for the making of a model of others
+DERIVED = (1024, 128)  # its images, and those of a batch
+RECORD = 20 * 64  # images whose gradient takes as long as one record of `dynamics`: Hessian products on 64 images
 TRAIN = "train"  # stands among the probes for training: its images are those of all epochs
 START = 20.0  # seconds until a job measures: Snakemake twice, torch, timm
 LEAST = (2000, 10)  # MB and minutes that every job asks for
@@ -199,8 +201,9 @@ def works(plan: "Plan", cells: Sequence["Cell"], root: Path) -> list[Work]:
     found = []
     for cell in cells:
         parameters, side, _ = known[cell.model]
-        batch = plan.option("model", cell.model).batch
-        found.append(Work(cell.probe, parameters, side**2, plan.probe(cell).images, batch))
+        conf = plan.option("model", cell.model)
+        forwards = len(plan.option("group", conf.group).group.elements()) if conf.how == "logits" else 1
+        found.append(Work(cell.probe, parameters, side**2, plan.probe(cell).images * forwards, conf.batch))
     return found
 
 
@@ -210,13 +213,15 @@ def train_work(plan: "Plan", model: str, root: Path) -> Work:
     recipe = plan.option("train", plan.option("model", model).train)
     epoch = recipe.updates * recipe.batch_size if recipe.updates else _training_images(plan, recipe.data)
     images = recipe.epochs * epoch * (2 if recipe.penalty else 1)
+    if recipe.dynamics:
+        images += math.ceil(recipe.epochs * epoch / recipe.batch_size / recipe.dynamics) * RECORD
     return Work(TRAIN, parameters, side**2, images, recipe.batch_size)
 
 
 def derive_work(plan: "Plan", model: str, root: Path) -> Work:
     """What the cost of making a model of others depends on: a pass over training images, and weights that are matched."""
     parameters, side, _ = size(plan, model, root)
-    return Work(DERIVE, parameters, side**2, DERIVED, plan.option("model", model).batch)
+    return Work(DERIVE, parameters, side**2, *DERIVED)
 
 
 def _training_images(plan: "Plan", data: str) -> int:

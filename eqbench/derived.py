@@ -1,16 +1,18 @@
 """The derive verb: models made of other models' weights, as state folders and a card like any other's."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from eqbench import data, models, preprocessing, schema, weights
+from eqbench import data, feeding, models, preprocessing, schema, weights
 from eqbench.combined import Ensemble, Twirled
 from eqbench.config import Plan
+from eqbench.costs import DERIVED
 from eqbench.errors import Unsupported, UserError
 from eqbench.fetch import versions
 from eqbench.groups import FiniteGroup
@@ -22,7 +24,7 @@ from eqbench.probes.landscape.group_action import canonical
 from eqbench.schema import How, Source
 from eqbench.symmetries.permutation import find_spaces, permute
 
-IMAGES, BATCH = 1024, 128  # of the training images, on which batch norms take their statistics anew
+IMAGES, BATCH = DERIVED  # of the training images, on which batch norms take their statistics anew
 KEPT = ("timm", "recipe", "data")  # what a card says as the cards of its members do
 
 
@@ -38,11 +40,12 @@ def derive(plan: Plan, model_id: str, seed: str, root: Path) -> None:
     cards = [weights.read_card(root, *member) for member in members]
     states = [state for state in sorted(cards[0]["states"]) if all(state in card["states"] for card in cards)]
     made = {state: [weights.check_state(root, *member, state) for member in members] for state in states}
-    identity = digest([model_id, seed, config, made, versions()])
+    statistics = _Statistics(plan, conf)
+    seen = statistics.images.sha256 if conf.how in (How.weights, How.matched) else None
+    identity = digest([model_id, seed, config, made, seen, versions()])
     if weights.intact(root, model_id, seed, identity=identity):
         return
     weights.card_path(root, model_id, seed).unlink(missing_ok=True)
-    statistics = _Statistics(plan, conf)
     group = plan.option("group", conf.group) if conf.group else None
     written, facts = {}, {}
     for state in states:
@@ -78,19 +81,28 @@ class _Statistics:
         self._plan, self._conf = plan, conf
         self._batches: list[Tensor] = []
 
-    def batches(self, network: Network) -> list[Tensor]:
-        """The images as the network sees them: of the model's `data`, or of what its origin is trained on."""
+    @cached_property
+    def images(self) -> data.Dataset:
+        """Of the model's `data`, or of what its origin is trained on: of these, none that its recipe leaves out."""
+        origin = self._plan.option("model", str(self._conf.of))
+        recipe: Any = self._plan.option("train", origin.train) if origin.source is Source.train else None
+        name: str = self._conf.data or recipe.data
+        conf = self._plan.option("data", name)
+        if recipe is None or recipe.data != name or recipe.fraction == 1:
+            return data.load(name, conf, schema.Split.train, IMAGES)
+        whole = data.load(name, conf, schema.Split.train)
+        return feeding.share(whole, min(recipe.fraction, IMAGES / len(whole)))
+
+    def batches(self, network: Network) -> Iterator[Tensor]:
+        """The images as the network sees them; decoded when the first one is asked for."""
         if not self._batches:
-            origin = self._plan.option("model", str(self._conf.of))
-            name = self._conf.data or self._plan.option("train", origin.train).data
-            conf = self._plan.option("data", name)
-            images = data.load(name, conf, schema.Split.train, IMAGES)
-            view = (network.size, BATCH, network.interpolation, conf.crop_pct or network.crop_pct)
-            self._batches = [x for x, _ in preprocessing.batches(images, *view)]
-        return self._batches
+            crop_pct = self._plan.option("data", self.images.name).crop_pct or network.crop_pct
+            view = (network.size, BATCH, network.interpolation, crop_pct)
+            self._batches = [x for x, _ in preprocessing.batches(self.images, *view)]
+        yield from self._batches
 
     def reset(self, network: Network) -> None:
-        """Those of the network's batch norms."""
+        """Those of the network's batch norms, if it has any."""
         device = models.device()
         network.to(device)
         reset_batch_norm(network, (x.to(device) for x in self.batches(network)))
@@ -114,7 +126,7 @@ def _combine(
     if all(torch.equal(a, b) for a, b in pairs):
         raise Unsupported(f"on none of its weights the group '{conf.group}' is known to act")
     if conf.how is How.matched:
-        averaged = matched_mean(network, acting, statistics.batches(network)[0][:2])
+        averaged = matched_mean(network, acting, next(statistics.batches(network))[:2])
     else:
         averaged = cast(Network, symmetrise(network, acting))
     statistics.reset(averaged)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from eqbench import feeding, models, results, schema, weights
 from eqbench.data import Dataset
 from eqbench.dynamics import Recorder
-from eqbench.errors import Misfit, UserError
+from eqbench.errors import Misfit, Unsupported, UserError
 from eqbench.options import digest
 from eqbench.penalties import penalty
 from eqbench.tasks import Task
@@ -67,7 +67,11 @@ class Run:
             t_in_epochs=False,
         )
         self.ema = ModelEmaV3(self.network, recipe.model_ema_decay, use_warmup=True) if recipe.model_ema else None
-        self.recorder = Recorder.of(self.network, self.optimizer, self.train_set, recipe) if recipe.dynamics else None
+        try:
+            recorded = bool(recipe.dynamics)
+            self.recorder = Recorder.of(self.network, self.optimizer, self.train_set, recipe) if recorded else None
+        except Unsupported as error:
+            raise UserError(f"conf/train/{task.conf.train}.yaml: dynamics: {error}: set it to 0") from None
 
     def _check_groups(self) -> None:
         for use, group in (("augment", self.task.augment), ("penalty.group", self.task.penalised)):

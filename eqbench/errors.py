@@ -23,6 +23,15 @@ class Failed(Exception):
     """A cell whose measurement went wrong in a foreseen way: it becomes a row with status `failed`."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator, of a GPU or of the CPU, had nothing left.
+
+    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
+    True
+    """
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def unknown(what: str, name: str, allowed: Iterable[str]) -> UserError:
     """The error for a name that is not one of the allowed ones, with the nearest spelling first.
 

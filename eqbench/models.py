@@ -21,6 +21,7 @@ from timm.models import (
     save_for_hf,
     split_model_name_tag,
 )
+from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from eqbench import schema, weights
@@ -223,7 +224,8 @@ def save_state(module: nn.Module, folder: Path) -> str:
         own_copies = inner.register_state_dict_post_hook(_untie)
         try:
             if isinstance(inner, Combined):
-                save_for_hf(inner.first, str(new), safe_serialization=True)
+                new.mkdir()
+                save_config_for_hf(inner.first, str(new / CONFIG))
                 save_file(inner.state_dict(), new / weights.FILE)
                 config = json.loads((new / CONFIG).read_text()) | {"combined": inner.recipe}
                 (new / CONFIG).write_text(json.dumps(config, indent=2))
@@ -267,7 +269,7 @@ def load_state(folder: Path) -> Network:
     """
     for name in (CONFIG, weights.FILE):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name}: no such file: delete {folder.parent} and fetch or train it again")
+            raise UserError(f"{folder / name}: no such file: delete {folder.parent} and {weights.AGAIN}")
     try:
         with seeded(0):
             recipe = json.loads((folder / CONFIG).read_text()).get("combined")
@@ -278,7 +280,6 @@ def load_state(folder: Path) -> Network:
                 module.load_state_dict(load_file(folder / weights.FILE))
     except MISFITS as error:
         raise UserError(
-            f"{folder / weights.FILE}: cannot be loaded ({one_line(error)}): "
-            f"delete {folder.parent} and fetch or train it again"
+            f"{folder / weights.FILE}: cannot be loaded ({one_line(error)}): delete {folder.parent} and {weights.AGAIN}"
         ) from None
     return Network(module)

@@ -1,7 +1,8 @@
 """Penalties on broken symmetry that training adds to its loss: the twirl form and the Lie form.
 
 Both are of logits less their mean over the classes, on which no prediction depends, and of the network without dropout, in
-float32. Batch norm normalises by the batch, as in the rest of the step, and its running statistics are left as they are.
+IEEE float32; only the gradient of the penalty is computed as that of the rest of the step, on a GPU with TF32 where torch
+allows it. Batch norm normalises by the batch, as in the rest of the step; its running statistics are left as they are.
 Each takes half of the batch twice, so that a step with a penalty costs about two without.
 """
 
@@ -14,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eqbench.feeding import act
 from eqbench.groups import FiniteGroup, Group, LieGroup
+from eqbench.probes.base import ieee
 from eqbench.schema import Form
 
 STEP = 0.01  # root mean square of the change of pixels, to either side, that the Lie form divides by
@@ -67,7 +69,7 @@ def penalty(network: nn.Module, x: Tensor, form: Form, group: Group, generator: 
         logits = network(images)
         return logits - logits.mean(1, keepdim=True)
 
-    with _noiseless(network):
+    with _noiseless(network), ieee():
         return FORMS[form](centred, x[: (len(x) + 1) // 2], group, generator)
 
 

@@ -1,6 +1,6 @@
 """Makes costs.csv and sizes.csv, which expected costs are fitted to: python -m eqbench.reference <data folder> ...
 
-The costs are those of the results and trainings below the folders (data/cells, data/benchmarks/train); the sizes are
+The costs are those of the results, trainings and derived models below the folders (data/cells, data/benchmarks); the sizes are
 counted on networks of timm that are built without memory for their weights.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eqbench.costs import HERE, TRAIN, Work
+from eqbench.costs import DERIVE, DERIVED, HERE, TRAIN, Work
 from eqbench.errors import UserError
 from eqbench.results import Status, read, write_text
 from eqbench.weights import read_card
@@ -25,7 +25,7 @@ def costs(folders: Sequence[Path]) -> list[tuple[Any, ...]]:
     """A row a (probe, network, number of images): the geometric mean of the seconds, and the largest peak, of its cells."""
     found: dict[tuple[str, Work], list[tuple[float, float]]] = {}
     for folder in folders:
-        for architecture, work, seconds, peak in [*_cells(folder), *_trainings(folder)]:
+        for architecture, work, seconds, peak in [*_cells(folder), *_made(folder)]:
             found.setdefault((architecture, work), []).append((max(seconds, 1e-3), peak))
     return sorted(
         (work.probe, architecture, *work[1:], f"{math.exp(sum(math.log(s) for s, _ in all_) / len(all_)):.4g}", max(p for _, p in all_))
@@ -48,13 +48,18 @@ def _cells(folder: Path) -> Iterator[tuple[str, Work, float, float]]:
             yield str(made["architecture"]), work, float(cost["seconds"]), float(cost["peak_mb"])
 
 
-def _trainings(folder: Path) -> Iterator[tuple[str, Work, float, float]]:
-    for path in sorted((folder / "benchmarks" / TRAIN).glob("*/*.jsonl")):
+def _made(folder: Path) -> Iterator[tuple[str, Work, float, float]]:
+    for path in sorted((folder / "benchmarks").glob("*/*/*.jsonl")):
+        verb = path.parts[-3]
+        if verb not in (TRAIN, DERIVE):
+            continue
         card = read_card(folder / "weights", path.parent.name, path.stem)
         measured = json.loads(path.read_text().splitlines()[-1])
-        facts, recipe = card["facts"], card["config"]["train"]
-        images = recipe["epochs"] * card["data"]["images"]["train"]
-        work = Work(TRAIN, facts["parameters"], facts["image_size"] ** 2, images, recipe["batch_size"])
+        facts, fed = card["facts"], DERIVED
+        if verb == TRAIN:
+            recipe = card["config"]["train"]
+            fed = recipe["epochs"] * card["data"]["images"]["train"], recipe["batch_size"]
+        work = Work(verb, facts["parameters"], facts["image_size"] ** 2, *fed)
         yield facts["architecture"], work, float(measured["s"]), round(float(measured["max_rss"]) * 1.048576)
 
 

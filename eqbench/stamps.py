@@ -21,7 +21,7 @@ def stamps(tree: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, conf in tree.items():
         paths = {"folder": ["train", "test"], "timm": ["root"]}.get(conf.get("kind"), [])
-        paths = [] if conf.get("download") else paths  # it may not be there yet; the images' sha256 tells
+        paths = [] if conf.get("download") else paths  # it may not be there yet: only jobs that run look at it
         paths += {"file": ["path"], "folder": ["path"]}.get(conf.get("source"), [])
         found |= {conf[key]: _stamp(conf[key], f"{name}: {key}") for key in paths if conf.get(key)}
         if conf.get("source") == "wheel":

@@ -8,6 +8,7 @@ from eqbench import results
 from eqbench.errors import Unsupported, UserError
 
 FILE = "model.safetensors"  # the weight file of a state's folder
+AGAIN = "fetch, train or derive it again"  # by which of the verbs, the model's source says
 
 
 def state_dir(root: Path, model: str, seed: str, state: str) -> Path:
@@ -65,7 +66,7 @@ def check_state(root: Path, model: str, seed: str, state: str) -> str:
     if found != states[state]:
         raise UserError(
             f"{path}: expected sha256 {states[state]}, found {found}: "
-            f"delete {card_path(root, model, seed).parent} and fetch or train '{model}' again"
+            f"delete {card_path(root, model, seed).parent} and {AGAIN}"
         )
     return found
 

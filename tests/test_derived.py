@@ -2,13 +2,29 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from eqbench import cli, data, ensembles, gains, models, options, preprocessing, probes, results, schema, weights
+from eqbench import (
+    cli,
+    costs,
+    data,
+    derived,
+    ensembles,
+    feeding,
+    gains,
+    models,
+    options,
+    preprocessing,
+    probes,
+    results,
+    schema,
+    weights,
+)
 from eqbench.cells import read_cells
 from eqbench.combined import Ensemble, Twirled
 from eqbench.config import load_suite
@@ -306,6 +322,104 @@ def test_weights_follow_the_recipe_and_the_group_of_the_model(folder):
     assert first.weights("weights")["symmetry"] == {"action": "hflip"}
     assert first.weights("a") == {key: first.weights("a")[key] for key in ("model", "train", "data")}
     assert not set(schema.DERIVED) & set(first.plain("model", "a"))  # cards of other models are as they were
+
+
+def test_cells_follow_the_action_of_the_group_that_was_averaged_over(folder):
+    """Of averaged logits it is in no weights; models of their own have no such key."""
+    first, other = load_suite("made"), load_suite("made", ["group.d4.action=c4"])
+    for cell in first.cells:
+        same = first.config(cell) == other.config(cell)
+        assert same == (cell.model != "logits")
+        assert ("symmetry" in first.config(cell)) == (cell.model in ("weights", "matched", "logits"))
+
+
+def test_averaged_logits_are_planned_with_all_their_forward_passes(folder):
+    plan = load_suite("made")
+    works = dict(zip(plan.cells, costs.works(plan, list(plan.cells), WEIGHTS), strict=True))
+    images = {cell.model: work.images for cell, work in works.items() if cell.probe == "orbit"}
+    assert images["logits"] == 8 * images["weights"] == 8 * images["a"]
+
+
+@torch.no_grad()
+def test_networks_whose_modules_share_weights_are_combined(tmp_path):
+    conf = schema.Model("coat_lite_tiny", schema.Source.random, args={"serial_depths": [1, 1, 1, 1]})
+    nets = [models.init_state(conf, 5, seed).eval() for seed in range(2)]
+    x = torch.rand(1, 3, 224, 224)
+    for name, whole in (("ensemble", Ensemble(nets)), ("twirled", Twirled(nets[0], "hflip"))):
+        sha256 = models.save_state(whole, tmp_path / name)
+        assert torch.equal(models.load_state(tmp_path / name).module(x), whole(x))
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"config.json", weights.FILE}
+        assert models.save_state(whole, tmp_path / name) == sha256
+
+
+def test_statistics_are_of_images_that_the_recipe_trains_on(folder):
+    plan = load_suite("made", ["train.brief.fraction=0.1"])
+    own = derived._Statistics(plan, plan.option("model", "weights")).images
+    whole = data.load("digits", plan.option("data", "digits"), schema.Split.train)
+    kept = {whole.images[i].tobytes() for i in feeding.share(whole, 0.1).images.rows}
+    assert {own.images[i].tobytes() for i in range(len(own))} == kept
+    plan = load_suite("made", ["train.brief.fraction=0.9"])
+    many = derived._Statistics(plan, plan.option("model", "weights")).images
+    assert len(many) == pytest.approx(derived.IMAGES, abs=10)
+
+
+def test_what_has_no_batch_norm_needs_no_images(folder, monkeypatch):
+    monkeypatch.setattr(preprocessing, "batches", lambda *_: pytest.fail("images are decoded"))
+    plan = load_suite("made")
+    net = models.Network(models.init_state(schema.Model("test_vit", schema.Source.random, image_size=32), 10, 0))
+    derived._Statistics(plan, plan.option("model", "weights")).reset(net)
+
+
+def test_other_images_are_other_statistics(folder, monkeypatch):
+    """The files changed below a name that stayed: what takes its statistics on them is made anew."""
+    load = data.load
+    before = {model: weights.read_card(WEIGHTS, model, "s0") for model in DERIVED}
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "load", lambda *args: replace(load(*args), sha256="0" * 64))
+        for model in DERIVED:
+            assert cli.main(["derive", f"model={model}"]) == 0
+            changed = weights.read_card(WEIGHTS, model, "s0")["identity"] != before[model]["identity"]
+            assert changed == (model in ("weights", "matched"))
+    for model in DERIVED:
+        assert cli.main(["derive", f"model={model}"]) == 0
+        assert weights.read_card(WEIGHTS, model, "s0") == before[model]
+
+
+@pytest.mark.parametrize(
+    ("verb", "files", "said"),
+    [
+        ("derive", {"model/b": "source: symmetrised\nof: a\ngroup: rotation\nhow: weights\n"}, "not a finite group"),
+        ("derive", {"model/b": "source: symmetrised\nof: efficientnet_lite0\ngroup: hflip\nhow: weights\n"}, "data:"),
+        (
+            "train",
+            {
+                "model/b": "timm: test_resnet\nsource: train\ntrain: b\n",
+                "train/b": "data: digits\nepochs: 2\npenalty: {form: twirl, group: rotation, weight: 1}\n",
+            },
+            "takes a finite group, and 'rotation' is continuous",
+        ),
+        (
+            "train",
+            {
+                "model/b": "timm: test_resnet\nsource: train\ntrain: b\n",
+                "train/b": "data: digits\nepochs: 2\npenalty: {form: lie, group: d4, weight: 1}\n",
+            },
+            "takes a continuous group, and 'd4' is finite",
+        ),
+    ],
+)
+def test_verbs_refuse_what_suites_refuse(folder, capsys, verb, files, said):
+    paths = {folder / "conf" / f"{name}.yaml": text for name, text in files.items()}
+    for path, text in paths.items():
+        path.write_text(text)
+    _forget()
+    try:
+        assert cli.main([verb, "model=b"]) == 2
+        assert said in capsys.readouterr().err
+    finally:
+        for path in paths:
+            path.unlink()
+        _forget()
 
 
 def test_verbs_know_their_models(folder, capsys):

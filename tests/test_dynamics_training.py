@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from PIL import Image
 
 from eqbench import groups, results, runner, schema, training, weights
 from eqbench.config import Cell, Plan, _block_cells
+from eqbench.dynamics import edge, recorder
 from eqbench.epochs import Run
-from eqbench.errors import UserError
+from eqbench.errors import Unsupported, UserError
 from eqbench.probes import dynamics, measure
-from eqbench.probes.base import Subject
+from eqbench.probes.base import Subject, ieee
 from eqbench.results import Status
 from eqbench.schema import DataKind, Form, Opt, Source
 from eqbench.tasks import Task
@@ -173,6 +175,100 @@ def test_what_the_optimiser_does_not_allow_has_its_reason(train, tmp_path):
     assert found["charge_breaking"].value > 0.1
 
 
+def test_short_steps_are_read_against_the_rounding_of_the_weights(train, tmp_path):
+    """At a rate at which weights move by a few units of their last place, the residual is that, and the floor says so."""
+    train(tmp_path, replace(RECIPE, lr=1e-6, epochs=2, warmup_epochs=0))
+    log = weights.read_dynamics(tmp_path, "tiny", "s0")
+    found = measure(subject(log), None, None, schema.Dynamics()).metrics["charge_residual"]
+    assert 100 * log["eps"] < found.value < found.floor
+    steps = log["steps"]
+    weighed = [steps["weights"][i] / steps["length"][i] for i in range(len(steps["update"]))]
+    assert log["eps"] * min(weighed) < found.floor < log["unit"] + log["eps"] * max(weighed)
+
+
+def change(log, key, values):
+    """The same record with other numbers of each family."""
+    families = {name: one | ({key: values} if key in one else {}) for name, one in log["families"].items()}
+    return log | {"families": families}
+
+
+def test_steps_count_by_their_length_and_those_that_change_nothing_not(whole):
+    log = weights.read_dynamics(whole[0], "tiny", "s0")
+    log = change(log, "residual", [1e-7, 0.5, None, None])
+    log["steps"] |= {"length": [1.0, 1e-9, 0.0, 0.0]}
+    found = measure(subject(log), None, None, schema.Dynamics()).metrics
+    assert found["charge_residual"].value == pytest.approx(1e-7, rel=1e-3)
+    still = change(log, "residual", [None] * 4)
+    found = measure(subject(still), None, None, schema.Dynamics()).metrics
+    assert found["charge_residual"].reason == "no step changed the weights"
+
+
+def test_numbers_that_were_not_finite_are_left_out(whole):
+    log = weights.read_dynamics(whole[0], "tiny", "s0")
+    gaps = change(change(log, "identity", [3e-8, None, 4e-8, None]), "decay", [None, -1.0, -1.0, -1.0])
+    found = measure(subject(gaps), None, None, schema.Dynamics()).metrics
+    assert found["step_identity"].value == pytest.approx(12.5**0.5 * 1e-8)
+    assert found["charge_breaking"].n == 3
+
+
+def test_older_records_without_lengths_are_read(whole):
+    log = weights.read_dynamics(whole[0], "tiny", "s0")
+    del log["unit"], log["steps"]["length"], log["steps"]["weights"]
+    found = measure(subject(log), None, None, schema.Dynamics()).metrics
+    assert found["step_identity"].floor == log["eps"]
+    assert found["charge_residual"].value < 1e-4
+    assert found["charge_residual"].floor is None
+
+
+def test_the_unit_is_that_of_the_steps_arithmetic(whole):
+    """On a GPU convolutions are in TF32 unless told otherwise, and with `amp` all products in bfloat16."""
+    there, here = SimpleNamespace(is_cuda=True, dtype=torch.float32), torch.zeros(1)
+    assert [recorder.unit(there, amp) for amp in (True, False)] == [torch.finfo(torch.bfloat16).eps, 2**-10]
+    with ieee():
+        assert recorder.unit(there, False) == torch.finfo(torch.float32).eps
+    assert recorder.unit(here, True) == torch.finfo(torch.float32).eps
+    log = weights.read_dynamics(whole[0], "tiny", "s0") | {"unit": 2**-7}
+    found = measure(subject(log), None, None, schema.Dynamics()).metrics
+    assert found["step_identity"].floor == 2**-7 < found["charge_residual"].floor
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_without_memory_for_the_sharpness_training_goes_on(train, tmp_path, whole, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(edge.Hessian, "__matmul__", fail)
+    assert train(tmp_path)["states"] == whole[1]["states"]
+    log = weights.read_dynamics(tmp_path, "tiny", "s0")
+    assert "out of memory" in log["reason"]
+    found = measure(subject(log), None, None, schema.Dynamics()).metrics
+    assert "out of memory" in found["training_sharpness"].reason
+    assert found["step_identity"].value < 1e-7
+
+
+def test_what_cannot_be_recorded_is_the_recipes_mistake(train, tmp_path, monkeypatch):
+    def fail(*_):
+        raise Unsupported("curvature needs weights in float32")
+
+    monkeypatch.setattr(recorder, "TrainingObjective", fail)
+    with pytest.raises(UserError, match=r"conf/train/tiny\.yaml: dynamics: curvature needs weights in float32"):
+        train(tmp_path)
+
+
+def test_no_mean_of_nothing(whole):
+    log = weights.read_dynamics(whole[0], "tiny", "s0")
+    bowed = log | {"steps": log["steps"] | {"lambda_max": [-1.0] * 4}}
+    found = measure(subject(bowed), None, None, schema.Dynamics()).metrics
+    assert found["training_curvature"].reason == "the largest eigenvalue is nowhere positive"
+    slow = [i for i, lr in enumerate(log["steps"]["lr"]) if lr < max(log["steps"]["lr"]) / 2]
+    assert slow
+    late = [value if i in slow else None for i, value in enumerate(log["steps"]["lambda_max"])]
+    found = measure(
+        subject(log | {"steps": log["steps"] | {"lambda_max": late}}), None, None, schema.Dynamics()
+    ).metrics
+    assert found["edge_ratio"].reason == dynamics.SLOW
+
+
 def test_intervals_are_over_blocks_of_steps():
     """As wide as independent blocks make them: a slow wave has a wider interval than the same numbers shuffled."""
     x = np.sin(np.arange(100) / 8)
@@ -184,7 +280,7 @@ def test_intervals_are_over_blocks_of_steps():
     assert (few.value, few.lo, few.hi) == (1.5, None, None)
 
 
-def test_it_is_skipped_where_nothing_was_recorded(train, tmp_path, whole):
+def test_it_is_skipped_where_nothing_was_recorded(train, tmp_path):
     train(tmp_path, replace(RECIPE, dynamics=0, epochs=1, warmup_epochs=0))
 
     def asked(card):
@@ -198,9 +294,6 @@ def test_it_is_skipped_where_nothing_was_recorded(train, tmp_path, whole):
         result = asked(card | {"source": source})
         assert result.status is Status.skipped
         assert reason in result.reason
-    empty = weights.read_dynamics(whole[0], "tiny", "s0")
-    empty["steps"] = {key: [] for key in empty["steps"]}
-    assert measure(subject(empty), None, None, schema.Dynamics()).status is Status.skipped
 
 
 def test_only_final_states_have_such_cells():

@@ -53,6 +53,17 @@ def test_it_vanishes_for_an_invariant_network_and_for_no_other(form, name, invar
     assert found[0] < 1e-20
 
 
+@pytest.mark.parametrize(("form", "name"), [(Form.twirl, "d4"), (Form.lie, "hue")])
+def test_its_forward_is_in_ieee_arithmetic(form, name):
+    seen = []
+    net = network()
+    net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before = torch.backends.cudnn.conv.fp32_precision
+    penalty(net, images(8), form, groups.get(name), seeded())
+    assert set(seen) == {"ieee"} != {before}
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
 def orbit_variance(function, x, group):
     orbit = torch.stack([function(group.act(x, g)) for g in group.elements()])
     return float((orbit - orbit.mean(0)).square().sum(2).mean())

@@ -159,3 +159,13 @@ def _times(group, name, t):
 def test_a_penalty_doubles_the_work_of_training(tmp_path):
     works = [costs.train_work(plan(*overrides), "resnet_digits", tmp_path) for overrides in ([], [TWIRL])]
     assert works[1].images == 2 * works[0].images
+
+
+def test_a_record_adds_to_the_work_of_training(tmp_path):
+    works = [
+        costs.train_work(plan("train.digits.epochs=10", f"train.digits.dynamics={every}"), "resnet_digits", tmp_path)
+        for every in (0, 100, 10)
+    ]
+    added = [work.images - works[0].images for work in works]
+    assert added[0] == 0 < added[1] < added[2]
+    assert added[2] == pytest.approx(10 * added[1], rel=0.5)

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -22,18 +21,44 @@ MODEL = schema.Model(timm="test_resnet", source=Source.train, train="tiny", imag
 # Everything that an interruption might lose: momenta, averaged weights, dropout, batch norm, the group elements drawn.
 RECIPE = schema.Train(data="tiny", epochs=3, lr=3e-3, batch_size=16, clip_grad=1.0, augment="d4", model_ema=True)
 
+# Trainings, each in a process that is killed at its `last` update, if that is not 0: how it ended, the epoch of the
+# checkpoint that it left, and whether there is a card. The processes are forked before torch has any threads.
 SCRIPT = """
-import json, sys
+import itertools, json, os, signal, sys, traceback
 from pathlib import Path
-from eqbench import groups, schema, tasks, training
-model, recipe, data, roots = json.loads(sys.argv[1])
+import torch
+from eqbench import epochs, groups, schema, tasks, training
+model, recipe, data, runs = json.loads(sys.argv[1])
 recipe = schema.Train(**recipe | {"penalty": schema.Penalty(**recipe["penalty"])})
-for root in roots:
-    task = tasks.Task(
-        "tiny", "s0", schema.Model(**model), recipe, schema.Data(**data), {},
-        augment=groups.get(recipe.augment), penalised=groups.get(recipe.penalty.group),
-    )
-    training.train(task, Path(root))
+losses = epochs.Run._losses
+
+def train(roots, last):
+    updates = itertools.count(1)
+    def counted(*args):
+        if next(updates) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses(*args)
+    epochs.Run._losses = counted
+    for root in roots:
+        task = tasks.Task(
+            "tiny", "s0", schema.Model(**model), recipe, schema.Data(**data), {},
+            augment=groups.get(recipe.augment), penalised=groups.get(recipe.penalty.group),
+        )
+        training.train(task, Path(root))
+
+for roots, last in runs:
+    child = os.fork()
+    if not child:
+        try:
+            train(roots, last)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = Path(roots[0], "tiny/s0", training.CHECKPOINT)
+    epoch = torch.load(left, weights_only=True)["epoch"] if left.exists() else None
+    print(json.dumps([code, epoch, left.with_name("card.json").exists()]))
 """
 
 
@@ -208,29 +233,16 @@ def test_finished_epochs_are_not_repeated(run, monkeypatch):
 
 def test_resumes_bit_identically_after_kill(tiny, tmp_path):
     penalty = schema.Penalty(Form.twirl, "d4", 0.1)
-    recipe = replace(RECIPE, epochs=16, opt="sgd", lr=0.01, augment="rotation", penalty=penalty, fraction=0.6)
+    recipe = replace(RECIPE, epochs=5, opt="sgd", lr=0.01, augment="rotation", penalty=penalty, fraction=0.6)
 
-    def command(*roots):
-        arguments = [asdict(MODEL), asdict(recipe), asdict(tiny), [str(root) for root in roots]]
-        return [sys.executable, "-c", SCRIPT, json.dumps(arguments)]
-
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    checkpoint = broken / "tiny/s0" / training.CHECKPOINT
-    reached = []
-    for delay in (0.0, 0.37):
-        process = subprocess.Popen(command(broken), stderr=subprocess.DEVNULL)
-        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
-            assert process.poll() is None, "ended before it was killed"
-            time.sleep(0.002)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        assert not weights.card_path(broken, "tiny", "s0").exists()
-        reached.append(torch.load(checkpoint, weights_only=True)["epoch"])
-    assert 1 <= reached[0] < reached[1] < recipe.epochs
-    subprocess.run(command(broken, whole), check=True, stderr=subprocess.DEVNULL)
-    assert files(broken) == files(whole)
+    broken, whole = str(tmp_path / "broken"), str(tmp_path / "whole")
+    # Of 3 updates an epoch: at the first of the second, and at the second of the fourth.
+    runs = [([broken], 4), ([broken], 8), ([broken, whole], 0)]
+    arguments = json.dumps([asdict(MODEL), asdict(recipe), asdict(tiny), runs])
+    done = subprocess.run([sys.executable, "-c", SCRIPT, arguments], check=False, capture_output=True, text=True)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == [[-signal.SIGKILL, 1, False], [-signal.SIGKILL, 3, False], [0, None, True]], done.stderr
+    assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def test_changed_recipe_starts_anew(run, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def _family(family: str, instances: list[Symmetry], step: Step) -> dict[str, flo
     """The root mean square over instances of |g.K| / (|g||K|), and the sums over them of the terms of Delta Q.
 
     Keys: `identity`; of families with charges `charge` Q, `change`, its parts `decay`, `square` and `remainder`, and
-    `residual`, the root mean square of |remainder| / (|K||Delta|); `imbalance` of what is written and read, and
+    `residual`, the root mean square of |remainder| / (|K||Delta|), None of a step that changes nothing; `imbalance` of what is written and read, and
     `decay_imbalance`, the same weighted by each parameter's decay, which decay alone would drive to 0.
     """
     cosines, residuals = [], []
@@ -115,7 +115,7 @@ def _family(family: str, instances: list[Symmetry], step: Step) -> dict[str, flo
         residuals.append((first - decayed) / max(norm(k) * step.change_norm, 1e-300))
     found: dict[str, float | None] = {"identity": _rms(cosines)}
     if residuals:
-        found |= terms | {"residual": _rms(residuals)}
+        found |= terms | {"residual": _rms(residuals) if step.change_norm else None}
         if family in NULL:
             found["charge"] = None  # along random directions: of no meaning but that it is conserved
     pairs = [one.origin for one in instances if isinstance(one.origin, Rescaling | Pair) and family != CONTROL]

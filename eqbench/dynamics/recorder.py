@@ -10,16 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from eqbench.curvature.objective import Loss, TrainingObjective
-from eqbench.dynamics.conservation import Conservation, Step, doubles
+from eqbench.dynamics.conservation import Conservation, Step, doubles, norm
 from eqbench.dynamics.edge import Edge
-from eqbench.errors import Failed, Unsupported
+from eqbench.errors import Failed, Unsupported, out_of_memory
 from eqbench.feeding import Images
 from eqbench.probes.base import ieee
 from eqbench.schema import Train
 
 WATCHED = 64  # images of the fixed batch
 CONFIRMING = 4  # images on which symmetries are confirmed
-STEPS = ("update", "loss", "lr", "threshold", "lambda_max", "residual", "alignment", "curvature", "gradient")
+STEPS = (
+    *("update", "loss", "lr", "threshold", "lambda_max", "residual", "alignment", "curvature", "gradient"),
+    *("length", "weights"),  # |Delta|, |theta|
+)
+BF16, TF32 = 2.0**-7, 2.0**-10  # between 1 and the next number
 
 
 class Recorder:
@@ -30,15 +34,24 @@ class Recorder:
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, loss: Loss, every: int
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        every: int,
+        amp: bool = False,
     ) -> None:
         """Find the network's symmetries at its initial weights: whoever goes on from a checkpoint builds it before.
 
         Args:
             x, y: the fixed batch, on the network's device, at least 2 images.
             loss: (logits, labels) -> the mean cross-entropy with the recipe's label smoothing.
+            amp: whether the actual step is in bfloat16, on a GPU.
         """
         self.network, self.optimizer, self.every = network, optimizer, every
+        self.unit = unit(next(network.parameters()), amp)
         self.edge, self.rows = Edge(x, y, loss), list[dict[str, Any]]()
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.enable_grad(), ieee():
             self.conservation = Conservation(TrainingObjective(network, [(x[:CONFIRMING], y[:CONFIRMING])], loss))
@@ -50,7 +63,7 @@ class Recorder:
         """That of a recipe, whose fixed batch are `WATCHED` training images, the same ones for every seed."""
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:WATCHED]
         loss = partial(nn.functional.cross_entropy, label_smoothing=recipe.smoothing)
-        return cls(network, optimizer, *images.batch(chosen), loss, recipe.dynamics)
+        return cls(network, optimizer, *images.batch(chosen), loss, recipe.dynamics, recipe.amp)
 
     @contextmanager
     def step(self, update: int, loss: float | Tensor) -> Iterator[None]:
@@ -68,6 +81,10 @@ class Recorder:
                 row |= self.edge.measure(self.network, self.instances, update)
             except (Unsupported, Failed) as error:
                 row["reason"] = str(error)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                row["reason"] = "out of memory beside the training"
         parameters = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
         theta = {name: p.clone() for name, p in doubles(parameters).items()}
         gradient = doubles((name, torch.zeros_like(p) if p.grad is None else p.grad.clone()) for name, p in parameters)
@@ -78,6 +95,7 @@ class Recorder:
             name: rate.get(id(p), 0.0) * theta[name] for name, p in self.network.named_parameters() if name in theta
         }
         taken = Step(theta, gradient, {name: now[name] - w for name, w in theta.items()}, decay, row["lr"])
+        row |= {"length": _finite(taken.change_norm), "weights": _finite(norm(theta))}
         row["families"] = {
             family: {key: _finite(value) for key, value in numbers.items()}
             for family, numbers in self.conservation.of(taken).items()
@@ -111,6 +129,7 @@ class Recorder:
             "every": self.every,
             "momentum": self.momentum,
             "eps": torch.finfo(dtype).eps,
+            "unit": self.unit,
             "images": len(self.edge.x),
             "parameters": sum(p.numel() for p in self.network.parameters() if p.requires_grad),
             "instances": instances,
@@ -120,7 +139,7 @@ class Recorder:
                 family: {
                     key: [row["families"][family][key] for row in self.rows] for key in self.rows[0]["families"][family]
                 }
-                for family in (self.rows[0]["families"] if self.rows else ())
+                for family in self.rows[0]["families"]
             },
         }
 
@@ -133,6 +152,15 @@ class Recorder:
         """Go on from where `state` was taken."""
         self.rows, start = state["rows"], state["start"]
         self.edge.start = None if start is None else start.to(self.edge.x.device)
+
+
+def unit(weight: Tensor, amp: bool) -> float:
+    """Between 1 and the next number in the products of a step: of bfloat16, TF32, or the weights' own format."""
+    if weight.is_cuda and amp:
+        return BF16
+    places: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    coarse = weight.is_cuda and weight.dtype == torch.float32 and "tf32" in {one.fp32_precision for one in places}
+    return TF32 if coarse else torch.finfo(weight.dtype).eps
 
 
 def _finite(value: float | None) -> float | None:

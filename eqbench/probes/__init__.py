@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eqbench import groups, schema
 from eqbench.combined import Combined
-from eqbench.errors import Failed, Unsupported, UserError, one_line, unknown
+from eqbench.errors import Failed, Unsupported, UserError, one_line, out_of_memory, unknown
 from eqbench.groups import Group
 from eqbench.probes import (
     ablation,
@@ -80,7 +80,7 @@ def measure(subject: Subject, group: Group | None, placebo: Group | None, conf: 
     except Failed as error:
         result.status, result.reason = Status.failed, str(error)
     except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        if not out_of_memory(error):
             raise
         result.status = Status.failed
         result.reason = "out of memory: lower `batch` of the model, or `micro_batch` of the probe if it has one"
