@@ -147,9 +147,9 @@ Verb = Callable[[dict[str, str], Sequence[str]], None]
 VERBS: dict[str, tuple[Verb, tuple[str, ...], tuple[str, ...]]] = {
     "list": (list_, ("kind",), ()),
     "plan": (plan, (), ("suite",)),
-    "fetch": (fetch, ("model",), ("seed",)),
-    "train": (train, ("model",), ("seed",)),
-    "derive": (derive, ("model",), ("seed",)),
+    "fetch": (fetch, ("model",), ("suite", "seed")),
+    "train": (train, ("model",), ("suite", "seed")),
+    "derive": (derive, ("model",), ("suite", "seed")),
     "probe": (probe, ("model",), ("suite", "seed", "state", "part", "expect")),
     "status": (status, (), ("suite",)),
     "collect": (collect, (), ("suite",)),
@@ -159,15 +159,19 @@ VERBS: dict[str, tuple[Verb, tuple[str, ...], tuple[str, ...]]] = {
 
 
 def _free_plan(overrides: Sequence[str]) -> Plan:
-    """Options without a suite: for weights, which any suite may use."""
+    """Options without a suite."""
     from eqbench.schema import Pack
 
     return Plan("", Pack.run, {}, parse_overrides(overrides))
 
 
 def _weights_plan(verb: str, names: dict[str, str], overrides: Sequence[str]) -> Plan:
-    """Options for a verb that brings weights, if it is the one that brings this model's and can bring them."""
-    plan, model = _free_plan(overrides), names["model"]
+    """Options for a verb that brings weights, if it is the one that brings this model's and can bring them.
+
+    Any suite may use them; one that is named has its own overrides.
+    """
+    plan = load_suite(names["suite"], overrides) if "suite" in names else _free_plan(overrides)
+    model = names["model"]
     if plan.verb(model) != verb:
         known = {"train": "trained here", "derive": "made of another model", "fetch": "fetched"}[plan.verb(model)]
         raise UserError(

@@ -35,8 +35,9 @@ def recipes(plan: Plan, model: str, cells: Sequence[Cell]) -> list[Recipe]:
     for (seed, state), own in runs.items():
         cards = plan.cards(own)
         cards = list(dict.fromkeys([*(member for card in cards for member in plan.members(*card)), *cards]))
-        weights = tuple(_eqbench(plan, plan.verb(name), f"model={name}", f"seed={of}") for name, of in cards)
-        where = (f"suite={plan.name}", f"model={model}", f"seed={seed}", f"state={state}")
+        suite = f"suite={plan.name}"
+        weights = tuple(_eqbench(plan, plan.verb(name), suite, f"model={name}", f"seed={of}") for name, of in cards)
+        where = (suite, f"model={model}", f"seed={seed}", f"state={state}")
         parts = list(dict.fromkeys(plan.part(cell) for cell in own))
         target = shlex.quote(
             f"data/parts/{plan.name}/{model}/{seed}/{state}/"

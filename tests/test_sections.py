@@ -275,6 +275,7 @@ def test_commands_of_the_page_run_unchanged(tmp_path):
     (tmp_path / "conf/probe/orbit.yaml").write_text("images: 16\nresamples: 100\nfloor_images: 2\n")
     (tmp_path / "conf/suite/tiny.yaml").write_text(
         "blocks: {all: {models: [plain], data: photos, groups: [hflip], probes: [orbit], states: [init]}}\n"
+        "overrides: ['model.plain.args={avg_down: false}']\n"  # decides the weights, and is the suite's own
     )
     command(tmp_path, "python -m eqbench report suite=tiny probe.orbit.images=8")
     page = (tmp_path / "reports/tiny/index.html").read_text().split('<article id="m-plain"')[1]
