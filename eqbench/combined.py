@@ -1,5 +1,6 @@
 """Networks that are one function of an image and several of timm's in weights or in forward passes: means of logits."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from eqbench import groups
 from eqbench.groups import FiniteGroup
 
 
-class Combined(nn.Module):
+class Combined(nn.Module, ABC):
     """The mean logits of several forward passes; of its images and classes it says what its first network says.
 
     Attributes:
@@ -31,9 +32,9 @@ class Combined(nn.Module):
         """One of the networks: what says the architecture."""
         return self.parts[0]
 
+    @abstractmethod
     def reason(self) -> str:
         """Why what is read from one network's weights or layers cannot be read from this."""
-        raise NotImplementedError
 
 
 class Ensemble(Combined):

@@ -243,7 +243,7 @@ def _block_cells(plan: Plan, block: schema.Block, where: str) -> Iterator[Cell]:
             check_split(probed, block.data, conf.split)
             if block.images:
                 replace(conf, images=block.images)  # checks the probe's other numbers against it
-            if conf.states and not set(conf.states) & set(block.states) and "saved" not in block.states:
+            if conf.states and not set(conf.states) & set(block.states) and schema.SAVED not in block.states:
                 raise UserError(f"probes: '{probe}' takes {' and '.join(conf.states)} alone, and states has it not")
             if conf.kinds and not set(conf.kinds) & set(kinds.values()):
                 raise UserError(f"probes: '{probe}' takes {' and '.join(conf.kinds)} groups, and there is none here")

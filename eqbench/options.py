@@ -36,10 +36,14 @@ SCHEMAS: dict[str, Any] = {
     "group": schema.Group,
     "probe": schema.PROBES,
 }
-UNTRAINED = "untrained-"  # a model of this prefix and a timm architecture needs no file: random initialisations of it
+UNTRAINED, PRETRAINED = "untrained-", "pretrained-"
+# Models that need no file: of these prefixes and a timm name -> where their weights are from, and the form of the name.
+UNWRITTEN = {
+    UNTRAINED: (schema.Source.random, "<architecture>, without a pretrained tag"),
+    PRETRAINED: (schema.Source.hub, "<architecture>.<tag>, as timm names its weights"),
+}
 MADE = ("ensemble", "symmetrised")  # sources of models that are made of another one
 INHERITED = ("timm", "args", "image_size")  # keys that a model made of another one has from it
-PRETRAINED = "pretrained-"  # one of this prefix, a timm architecture and a tag: those weights, from the hub
 EVERY = "*"  # the id of an override of all options of a kind
 INTEGER = re.compile(r"(\w+)=(-?\d{1,9})")  # an override that means the same to Hydra and to us
 COMPOSED = re.compile(r"\$\{|@|\bdefaults\b")  # what only Hydra reads: interpolations, packages, defaults lists
@@ -73,10 +77,11 @@ def parse_overrides(overrides: Sequence[str]) -> Overrides:
         if kind not in SCHEMAS:
             raise unknown(f"kind in override {text!r}:", kind, SCHEMAS)
         found = [name for name in ids(kind) if path.startswith(f"{name}.")]  # an id may hold dots: the longest wins
-        if path.startswith((f"{EVERY}.", UNTRAINED) if kind == "model" else f"{EVERY}.") and "." in path:
-            found.append(path.partition(".")[0])
-        if kind == "model" and path.startswith(PRETRAINED) and path.count(".") > 1:
-            found.append(".".join(path.split(".")[:2]))  # <architecture>.<tag>
+        parts = path.split(".")
+        if path.startswith(f"{EVERY}.") or (kind == "model" and path.startswith(UNTRAINED) and len(parts) > 1):
+            found.append(parts[0])
+        elif kind == "model" and path.startswith(PRETRAINED) and len(parts) > 2:
+            found.append(".".join(parts[:2]))
         if not found:
             raise unknown(f"{kind} in override {text!r}:", path.split(".")[0], ids(kind))
         name = max(found, key=len)
@@ -99,20 +104,16 @@ def load(kind: str, name: str, overrides: Overrides = (), first: bool = False) -
         UserError: names the file, the key, what is allowed and the nearest spelling.
     """
     where, given = f"conf/{kind}/{name}.yaml", {}
-    if kind == "model" and name.startswith(UNTRAINED) and name not in ids(kind):
-        architecture, where = name.removeprefix(UNTRAINED), f"model '{name}'"
-        if "." in architecture:
-            raise UserError(f"{where}: expected {UNTRAINED}<architecture>, without a pretrained tag")
+    if name not in ids(kind):
+        prefix = next((prefix for prefix in UNWRITTEN if kind == "model" and name.startswith(prefix)), None)
+        if prefix is None:
+            raise unknown(kind, name, ids(kind))
+        architecture, where = name.removeprefix(prefix), f"model '{name}'"
+        source, form = UNWRITTEN[prefix]
+        if ("." in architecture) != (prefix == PRETRAINED):
+            raise UserError(f"{where}: expected {prefix}{form}")
         check_timm_name(architecture, where)
-        given = {"timm": architecture, "source": str(schema.Source.random)}
-    elif kind == "model" and name.startswith(PRETRAINED) and name not in ids(kind):
-        architecture, where = name.removeprefix(PRETRAINED), f"model '{name}'"
-        if "." not in architecture:
-            raise UserError(f"{where}: expected {PRETRAINED}<architecture>.<tag>, as timm names its weights")
-        check_timm_name(architecture, where)
-        given = {"timm": architecture, "source": str(schema.Source.hub)}
-    elif name not in ids(kind):
-        raise unknown(kind, name, ids(kind))
+        given = {"timm": architecture, "source": str(source)}
     if not ID.fullmatch(name):
         raise UserError(f"{where}: an id is up to 100 letters, digits and _ . -, and not `all`")
     target = SCHEMAS[kind]

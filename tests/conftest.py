@@ -1,4 +1,4 @@
-"""Its place puts tests/ on the import path: the tests below it share board.py and hub_server.py."""
+"""Its place puts tests/ on the import path: the tests below it share board.py, hub_server.py and others."""
 
 import json
 import os

@@ -4,10 +4,10 @@ import hashlib
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import noise
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from eqbench import groups, results, runner, schema, training, weights
 from eqbench.config import Cell, Plan, _block_cells
@@ -17,7 +17,7 @@ from eqbench.errors import Unsupported, UserError
 from eqbench.probes import dynamics, measure
 from eqbench.probes.base import Subject, ieee
 from eqbench.results import Status
-from eqbench.schema import DataKind, Form, Opt, Source
+from eqbench.schema import Form, Opt, Source
 from eqbench.tasks import Task
 
 MODEL = schema.Model(timm="test_resnet", source=Source.train, train="tiny", image_size=32, args={"drop_rate": 0.2})
@@ -29,17 +29,7 @@ RECIPE = schema.Train(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Two classes of noisy images, 80 to train on and 16 to test on."""
-    root, random = tmp_path_factory.mktemp("tiny"), np.random.default_rng(0)
-    for split, count in (("train", 40), ("test", 8)):
-        for label, name in enumerate(("above", "left")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = random.integers(0, 120, (8, 8, 3))
-                view = image if label == 0 else image.transpose(1, 0, 2)
-                view[:4] += 120
-                Image.fromarray(image.astype(np.uint8)).save(root / split / name / f"{i}.png")
-    return schema.Data(kind=DataKind.folder, train=str(root / "train"), test=str(root / "test"))
+    return noise.folder(tmp_path_factory.mktemp("tiny"), 40)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import noise
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from eqbench import data, epochs, feeding, groups, models, options, preprocessing, schema, training, weights
 from eqbench.errors import UserError
@@ -64,17 +64,7 @@ for roots, last in runs:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """Two classes of noisy images, 50 to train on and 16 to test on: bright above, or bright on the left."""
-    root, random = tmp_path_factory.mktemp("tiny"), np.random.default_rng(0)
-    for split, count in (("train", 25), ("test", 8)):
-        for label, name in enumerate(("above", "left")):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = random.integers(0, 120, (8, 8, 3))
-                view = image if label == 0 else image.transpose(1, 0, 2)
-                view[:4] += 120
-                Image.fromarray(image.astype(np.uint8)).save(root / split / name / f"{i}.png")
-    return schema.Data(kind=DataKind.folder, train=str(root / "train"), test=str(root / "test"))
+    return noise.folder(tmp_path_factory.mktemp("tiny"), 25)
 
 
 @pytest.fixture

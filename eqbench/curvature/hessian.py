@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eqbench.curvature.convolution import NativeConvolutions
 from eqbench.curvature.objective import Objective, twice_differentiable
-from eqbench.errors import Failed, Unsupported, one_line
+from eqbench.errors import Failed, Unsupported, one_line, out_of_memory
 
 
 class Hessian:
@@ -78,7 +78,11 @@ class Hessian:
             start = time.perf_counter()
             try:
                 MODES[mode](self, x, y, v)
-            except (Unsupported, torch.OutOfMemoryError):
+            except Unsupported:
+                continue
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 continue
             if x.is_cuda:
                 torch.cuda.synchronize(x.device)
@@ -133,7 +137,7 @@ class Hessian:
 def forwardless(error: Exception) -> Exception:
     """Unsupported, if forward mode failed for want of a derivative; else the error itself."""
     words = ("forward AD", "forward mode", "jvp", "setup_context", "not implemented", "generate_vmap_rule")
-    lacking = any(word in str(error) for word in words) and not isinstance(error, torch.OutOfMemoryError)
+    lacking = any(word in str(error) for word in words) and not out_of_memory(error)
     return Unsupported(f"no forward derivative: {one_line(error)[:200]}") if lacking else error
 
 

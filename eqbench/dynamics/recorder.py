@@ -14,7 +14,7 @@ from eqbench.dynamics.conservation import Conservation, Step, doubles, norm
 from eqbench.dynamics.edge import Edge
 from eqbench.errors import Failed, Unsupported, out_of_memory
 from eqbench.feeding import Images
-from eqbench.probes.base import ieee
+from eqbench.probes.base import FP32_BACKENDS, ieee
 from eqbench.schema import Train
 
 WATCHED = 64  # images of the fixed batch
@@ -158,8 +158,8 @@ def unit(weight: Tensor, amp: bool) -> float:
     """Between 1 and the next number in the products of a step: of bfloat16, TF32, or the weights' own format."""
     if weight.is_cuda and amp:
         return BF16
-    places: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    coarse = weight.is_cuda and weight.dtype == torch.float32 and "tf32" in {one.fp32_precision for one in places}
+    precisions = {backend.fp32_precision for backend in FP32_BACKENDS}
+    coarse = weight.is_cuda and weight.dtype == torch.float32 and "tf32" in precisions
     return TF32 if coarse else torch.finfo(weight.dtype).eps
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eqbench.errors import Misfit, Unsupported, one_line
+from eqbench.errors import Misfit, Unsupported, one_line, out_of_memory
 from eqbench.groups.base import FiniteGroup
 from eqbench.groups.lattice import LatticeGroup
 from eqbench.groups.weights import each_moved
@@ -141,9 +141,9 @@ def aligned_size(network: nn.Module, group: FiniteGroup, native: int, below: int
         try:
             reset_batch_norm(twin, [x])
             tried[size] = relative_error((twin(group.act(x, g)) for g in group.generators()), twin(x))
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, AssertionError, ValueError, Misfit) as error:
+            if out_of_memory(error):
+                raise
             refusals.append(error)
             continue
         if tried[size] < ALIGNED:

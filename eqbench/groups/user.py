@@ -37,7 +37,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from eqbench.errors import Failed, Misfit, Unsupported, UserError, one_line, unknown
+from eqbench.errors import Failed, Misfit, Unsupported, UserError, one_line, out_of_memory, unknown
 from eqbench.groups.base import FiniteGroup, Group, LieGroup
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _guarded(method: Callable[..., "Tensor"], where: str) -> Callable[..., "Tens
         except (UserError, Unsupported, Failed, MemoryError):
             raise
         except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":
+            if out_of_memory(error):
                 raise
             raise Misfit(f"{where} on {tuple(x.shape)}: {type(error).__name__}: {one_line(error)}") from error
 

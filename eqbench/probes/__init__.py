@@ -108,9 +108,9 @@ def _check(subject: Subject) -> None:
         x = next(iter(subject.batches(subject.size)))[:2].to(subject.device)
         try:
             check_logits(subject.network(x), x)
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
             raise Unsupported(f"the network does not take images {tuple(x.shape)}: {one_line(error)}") from None
         subject.checked = True
 

@@ -180,18 +180,21 @@ def forward_each(network: nn.Module, batches: Iterable[Tensor], device: torch.de
     return forward_orbit(network, batches, device, still, still.elements())[still.elements()[0]]
 
 
+# What has a precision of float32 of its own.
+FP32_BACKENDS: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def ieee() -> Iterator[None]:
     """IEEE float32 inside: no TF32 in matrix products or convolutions."""
-    places: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "ieee"
+    before = [backend.fp32_precision for backend in FP32_BACKENDS]
+    for backend in FP32_BACKENDS:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
+        for backend, precision in zip(FP32_BACKENDS, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def check_logits(y: Any, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from eqbench.errors import Failed, one_line
+from eqbench.errors import Failed, one_line, out_of_memory
 from eqbench.features import Taps
 
 Maps = dict[str, Tensor]
@@ -121,9 +121,9 @@ class Jacobian:
             jvps = self.jvps
             try:
                 dy = method(self, x, v[None])[1]["logits"][0]
-            except torch.OutOfMemoryError:
-                raise
             except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
+                if out_of_memory(error):
+                    raise
                 self.jvps = jvps
                 refusals.append(one_line(error)[:100])
                 continue
