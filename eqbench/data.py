@@ -1,7 +1,7 @@
 """Image sets: photographs, digits, folders and tars of images, timm data sets (no torch)."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +54,17 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    def take(self, places: list[int]) -> "Dataset":
+        """The images at these places, in this order."""
+        if places == list(range(len(self))):
+            return self
+        if isinstance(self.images, imagefiles.Files | _Indexed):
+            images: Images = self.images.take(places)  # not decoded
+        else:
+            images = [self.images[i] for i in places]
+        labels, clusters = (None if of is None else of[places] for of in (self.labels, self.clusters))
+        return Dataset(self.name, images, labels, self.classes, _sha256(images, labels), clusters)
+
 
 def load(name: str, conf: schema.Data, split: schema.Split, images: int | None = None) -> Dataset:
     """The images of a data set, or a fixed random subset of them.
@@ -66,21 +77,33 @@ def load(name: str, conf: schema.Data, split: schema.Split, images: int | None =
     Raises:
         UserError: the data set does not exist, is empty, or holds a file that is not an image; names the file.
     """
+    return load_each(name, conf, split, [images])[0]
+
+
+def load_each(name: str, conf: schema.Data, split: schema.Split, counts: Sequence[int | None]) -> list[Dataset]:
+    """A data set for each count of images, as `load` gives it; the files are read once, for the largest.
+
+    Raises:
+        UserError: as `load`.
+    """
+    rows: list[list[int]] = []
 
     def choose(total: int) -> list[int]:
-        if images is None or images >= total:
-            return list(range(total))
         seed = hashlib.sha256(f"{name}/{split}/{total}".encode()).digest()[:4]
         # RandomState, because numpy keeps its stream the same in every version.
-        order = np.random.RandomState(int.from_bytes(seed)).permutation(total)
-        return [int(i) for i in order[:images]]
+        order = np.random.RandomState(int.from_bytes(seed)).permutation(total).tolist()
+        rows.extend(list(range(total)) if n is None or n >= total else order[:n] for n in counts)
+        return max(rows, key=len)
 
     found, targets, classes, *dependent = _READERS[conf.kind](name, conf, split, choose)
     labels = np.asarray(targets, np.int64) if targets is not None and conf.labels else None
     if labels is not None and (labels < 0).any():
         raise UserError(f"conf/data/{name}.yaml: split '{split}' holds negative labels: set labels: false")
     clusters = np.asarray(dependent[0], np.int64) if dependent else None
-    return Dataset(name, found, labels, classes if labels is not None else [], _sha256(found, labels), clusters)
+    whole = Dataset(name, found, labels, classes if labels is not None else [], _sha256(found, labels), clusters)
+    largest = max(rows, key=len)
+    places = {row: place for place, row in enumerate(largest)}
+    return [whole.take([places[row] for row in chosen]) for chosen in rows]
 
 
 def photos(name: str, conf: schema.Data, split: schema.Split, choose: Choose) -> Read:
@@ -146,6 +169,9 @@ class _Indexed:
 
     def __getitem__(self, index: int) -> Image.Image:
         return self.pair(index)[0]
+
+    def take(self, places: list[int]) -> "_Indexed":
+        return _Indexed(self.name, self.pairs, [self.rows[i] for i in places])
 
 
 def timm(name: str, conf: schema.Data, split: schema.Split, choose: Choose) -> Read:

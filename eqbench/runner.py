@@ -72,7 +72,7 @@ def run(
     Raises:
         UserError: the weights or the images cannot be read.
     """
-    job = _Part(plan, cells[0], weights_root)
+    job = _Part(plan, cells, weights_root)
     counts = {"kept": 0} | dict.fromkeys(map(str, Status), 0)
     listed: dict[str, dict[str, str]] = {}
     with running.noted(running.note_path(parts, part or "all"), len(cells)) as tell:
@@ -118,12 +118,14 @@ def _stored(path: Path) -> Result | None:
 class _Part:
     """Weights and images of one (model, seed, state), each read once, when first needed."""
 
-    def __init__(self, plan: Plan, cell: Cell, root: Path) -> None:
+    def __init__(self, plan: Plan, cells: Sequence[Cell], root: Path) -> None:
+        cell = cells[0]
         self.plan = plan
         self.root = root
         self.where = (cell.model, cell.seed, cell.state)
         self.card = weights.read_card(root, cell.model, cell.seed)
         self.sha256 = weights.check_state(root, *self.where)
+        self._asked = {self._images(cell) for cell in cells}
         self._data: dict[tuple[str, schema.Split, int], data.Dataset] = {}
         self._subjects: dict[tuple[str, schema.Split, int], Subject] = {}
         self._network: Network | None = None
@@ -136,8 +138,10 @@ class _Part:
     def dataset(self, cell: Cell) -> data.Dataset:
         key = self._images(cell)
         if key not in self._data:
-            name, split, images = key
-            self._data[key] = data.load(name, self.plan.option("data", name), split, images)
+            name, split, _ = key
+            counts = [images for *of, images in self._asked if of == [name, split]]
+            found = data.load_each(name, self.plan.option("data", name), split, counts)
+            self._data |= {(name, split, images): each for images, each in zip(counts, found, strict=True)}
         return self._data[key]
 
     def identity(self, cell: Cell) -> str:

@@ -333,3 +333,23 @@ def test_cifar10_from_its_tar():
     few = data.load("cifar10", conf, Split.test, 32)
     assert next(preprocessing.batches(few, 32, len(few)))[0].shape == (32, 3, 32, 32)
     assert len(set(few.labels.tolist())) > 3
+
+
+def test_several_counts_are_read_once_and_each_as_alone(tree, tmp_path, monkeypatch):
+    path, counts = tmp_path / "images.tar.gz", [3, None, 1, 2]
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tree, "")
+    alone = [load(path, count) for count in counts]
+    reads = []
+    whole = data.imagefiles.read
+    monkeypatch.setattr(data.imagefiles, "read", lambda *args: reads.append(args) or whole(*args))
+    for one, each in zip(alone, data.load_each("set", folder(path), Split.test, counts), strict=True):
+        assert (each.sha256, each.classes, each.labels.tolist()) == (one.sha256, one.classes, one.labels.tolist())
+        assert np.array_equal(stacked(each), stacked(one))
+    assert len(reads) == 1
+    for name, conf in (("photos", PHOTOS), ("digits", DIGITS)):
+        for count, each in zip([7, 20], data.load_each(name, conf, Split.test, [7, 20]), strict=True):
+            one = data.load(name, conf, Split.test, count)
+            assert each.sha256 == one.sha256
+            assert (each.clusters is None) == (one.clusters is None)
+            assert each.clusters is None or each.clusters.tolist() == one.clusters.tolist()
