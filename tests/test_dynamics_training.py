@@ -117,15 +117,14 @@ def test_a_changed_record_is_refused_and_trained_again(train, tmp_path, whole):
 def test_the_record_belongs_to_the_cells_identity(whole, monkeypatch):
     root, card = whole
     plan, cell = Plan("demo", schema.Pack.run, {}, ()), Cell("demo", "tiny", "s0", "final", "none", "dynamics")
-    plan.cells[cell] = ("digits", None)
+    other = Cell(*[*vars(cell).values()][:-1], "spectrum")
+    plan.cells.update(dict.fromkeys((cell, other), ("digits", None)))
     monkeypatch.setattr(Plan, "config", lambda *_: {})
     monkeypatch.setattr(Plan, "others", lambda *_: {})
-    part = runner._Part(plan, cell, root)
+    part = runner._Part(plan, [cell, other], root)
     before = part.identity(cell)
     part.card = card | {"dynamics": "0" * 64}
     assert part.identity(cell) != before
-    other = Cell(*[*vars(cell).values()][:-1], "spectrum")
-    plan.cells[other] = ("digits", None)
     changed = part.identity(other)
     part.card = card
     assert part.identity(other) == changed
@@ -199,15 +198,6 @@ def test_numbers_that_were_not_finite_are_left_out(whole):
     found = measure(subject(gaps), None, None, schema.Dynamics()).metrics
     assert found["step_identity"].value == pytest.approx(12.5**0.5 * 1e-8)
     assert found["charge_breaking"].n == 3
-
-
-def test_older_records_without_lengths_are_read(whole):
-    log = weights.read_dynamics(whole[0], "tiny", "s0")
-    del log["unit"], log["steps"]["length"], log["steps"]["weights"]
-    found = measure(subject(log), None, None, schema.Dynamics()).metrics
-    assert found["step_identity"].floor == log["eps"]
-    assert found["charge_residual"].value < 1e-4
-    assert found["charge_residual"].floor is None
 
 
 def test_the_unit_is_that_of_the_steps_arithmetic(whole):

@@ -39,7 +39,7 @@ def run(subject: Subject, group: Group | None, placebo: Group | None, conf: Dyna
     control = families.get(CONTROL)
     null = _rms(control["identity"]) if control else None
     metrics = {
-        "step_identity": _worst(clean, "identity", count, log.get("unit", log["eps"]), null),
+        "step_identity": _worst(clean, "identity", count, log["unit"], null),
         "charge_residual": _worst(clean, "residual", count, *_lengths(log))
         if log["momentum"] == 0
         else Measure(None, reason=ADAPTIVE if log["momentum"] is None else "its optimiser has momentum"),
@@ -77,14 +77,12 @@ def _rms(values: Sequence[float | None], lengths: Sequence[float | None] | None 
     return float(np.sqrt(np.average(np.square(x), weights=np.square(w)))) if pairs else None
 
 
-def _lengths(log: dict[str, Any]) -> tuple[float | None, None, Sequence[float | None] | None]:
-    """Of the charges' residual: its floor, no null, and the lengths of the steps, if they are in the log.
+def _lengths(log: dict[str, Any]) -> tuple[float | None, None, Sequence[float | None]]:
+    """Of the charges' residual: its floor, no null, and the lengths of the steps.
 
     Weights are rounded by eps |theta| however short the step is, and the step itself by its own unit.
     """
-    lengths, weights = (log["steps"].get(key) for key in ("length", "weights"))
-    if lengths is None or weights is None:
-        return None, None, None
+    lengths, weights = log["steps"]["length"], log["steps"]["weights"]
     size, step = _rms(weights), _rms(lengths)
     return log["unit"] + log["eps"] * size / step if size and step else None, None, lengths
 
