@@ -20,6 +20,7 @@ CASES = {  # name -> (size, options, units in all)
     "swin_tiny_patch4_window7_224": (56, SMALL_SWIN, 948),
     "test_vit3": (64, {"img_size": 64}, None),
     "test_byobnet": (64, {}, 784),
+    "skresnet18": (64, {}, 3136),  # gates that two pooled images would saturate
 }
 
 

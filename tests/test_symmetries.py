@@ -401,6 +401,26 @@ def test_attention_is_found_whatever_the_order_of_its_axes():
     assert Point(objective).along(verdict.confirmed).r2 < 1e-13
 
 
+def test_gains_may_have_the_shape_of_maps():
+    """Layer scale as in FastViT: one number a channel, in a parameter (channels, 1, 1)."""
+
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.randn(4, 1, 1))
+
+        def forward(self, x):
+            return x * self.gamma
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Gain(), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.AvgPool2d(4), nn.Flatten())
+    objective = Objective(net.double(), [(torch.randn(4, 3, 6, 6).double(), torch.arange(4) % 5)])
+    verdict = confirm(objective, found_in(objective)[1])
+    assert {("S13", "0"), ("S8", "1")} <= {(one.family, one.name) for one in verdict.confirmed}
+    assert not verdict.refuted
+    assert Point(objective).along(verdict.confirmed).r2 < 1e-13
+
+
 def test_a_layer_that_is_used_twice_is_left_alone():
     shared = nn.Linear(6, 6)
     net = nn.Sequential(

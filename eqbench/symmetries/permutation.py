@@ -16,6 +16,7 @@ from eqbench.groups.twin import blank, is_vector, reset_batch_norm
 from eqbench.symmetries.channels import Channels, Place, channels
 
 EXACT = 1e-11  # largest relative change of the logits, in float64, of what counts as a symmetry
+WIDER = 0.1  # variance of random activations that is added, in units of their squared mean
 SWEEPS = 50  # of weight matching, at most
 
 
@@ -130,6 +131,9 @@ def _random(network: nn.Module, x: Tensor) -> nn.Module:
     """A copy with random weights whose activations are of order one and pass on gradients."""
     model = blank(network).eval()
     reset_batch_norm(model, [x])
+    for norm in model.modules():  # pooled, few images hardly differ: by that little alone, gates would saturate
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_var.add_(WIDER * norm.running_mean.square())
     return model
 
 

@@ -35,7 +35,7 @@ class Layer:
         if self.node.kind != "linear":
             if self.node.kind == "parameter":
                 return rows.view([-1 if d == self.node.axis % len(shape) else 1 for d in range(len(shape))])
-            return (rows if self.reads is None else rows - a[self.reads]).view(-1)
+            return (rows if self.reads is None else rows - a[self.reads]).view(shape)
         whole = rows[:, None]
         if self.reads is not None:
             whole = whole - a[self.reads].repeat_interleave(len(rows) // len(self.reads), 0)
