@@ -462,6 +462,26 @@ def test_probe_without_labels_measures_gauss_newton():
     assert result.cost["hvps"] > 0
 
 
+def test_float64_stays_float64_where_a_network_asks_for_float32():
+    """Some of timm's attention casts to float32, for half precision's sake; a certificate would be of float32's rounding."""
+
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.outer(self.inner(x).float().tanh().to(x.dtype))
+
+    torch.manual_seed(0)
+    module, x, y = Cast().double(), torch.randn(5, 4).double(), torch.arange(5) % 3
+    exact = module.outer(module.inner(x).tanh())
+    objective = Objective(module, [(x, y)])
+    assert torch.equal(objective.logits(x), exact)
+    assert not torch.equal(module(x), exact)
+    assert max(guard(objective).values()) < 1e-8
+
+
 def test_networks_that_curvature_cannot_serve_are_skipped_with_a_reason():
     x, y = torch.rand(8, 3, 4, 4), torch.randint(4, (8,))
 

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from eqbench.errors import Unsupported
 
@@ -16,10 +18,19 @@ NEGLIGIBLE = 1e-30  # the norms' eps where a symmetry is exact but for it
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), targets) -> mean over B, a scalar
 
 
+class _Wide(TorchFunctionMode):
+    """What a network computes in float32 whatever it is given (`x.float()`), float64 stays float64 in."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float and args[0].dtype == torch.float64:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Fused attention kernels have no second derivative: use the plain one."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """Fused attention kernels have no second derivative: use the plain one; and keep to the precision that is asked for."""
+    with sdpa_kernel(SDPBackend.MATH), _Wide():
         yield
 
 
