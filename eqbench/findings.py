@@ -26,6 +26,7 @@ from eqbench.wording import TOLD, between, count, listed, told
 
 SHOWN = 4
 FEWEST = 3  # networks that a claim about networks in general takes
+TIMES = 3  # networks up to which each is told when it changed
 ACROSS = "transverse_curvature"
 
 Row = dict[Any, Any]
@@ -150,15 +151,17 @@ def _when(board: Board) -> Finding | None:
     sure = [one for one in found if one.known]
     names = list(dict.fromkeys(one.metric for one in sure or found)) or [SHARES[0]]
     if sure:
-        made = {name: "; ".join(_half(one) for one in sure[:TOLD] if one.metric == name) for name in names}
+        shown = sure if len(sure) <= TIMES else [sure[0], sure[-1]]  # the first and the last
+        made = {name: "; ".join(_half(one) for one in shown if one.metric == name) for name in names}
         said = [f"of the {METRICS[name].title} was made {times}" for name, times in made.items() if times]
         answer = f"Half of the final change {'; '.join(said)}"
-        answer += f"; and so on in {len(sure) - TOLD} more." if len(sure) > TOLD else "."
+        answer += f"; in {len(sure) - 2} more, between these." if len(sure) > TIMES else "."
     else:
         answer = f"When half of the final change of the {listed(METRICS[name].title for name in names)} was made"
         answer += " cannot be told: that takes two seeds whose share changed, and times that lie together."
     unsaid = silent + [f"{one.model} on {one.data}" for one in found if not one.known]
-    more = f" Nothing can be said of {listed(unsaid)}." if unsaid else ""
+    rest = listed(unsaid) if len(unsaid) <= TOLD else count(len(unsaid), "network")
+    more = f" Nothing can be said of {rest}." if unsaid else ""
     measured = dict.fromkeys(f"{count(one.images, 'image')}, {count(one.seeds, 'seed')}" for one in sure)
     epochs = f" Measured on {listed(measured)}; between saved epochs it is interpolated." if sure else ""
     return Finding(question, bool(sure), answer + epochs + more, names[0])

@@ -202,6 +202,13 @@ def test_the_finding_quotes_it_and_boards_without_epochs_are_not_asked(deep, tmp
     assert findings._when(load(fill(tmp_path), tmp_path)) is None
 
 
+def test_of_many_networks_the_finding_names_the_first_and_the_last():
+    halves = {f"net{i}": 0.6 + 0.4 * i for i in range(5)}
+    answer = findings._when(planted(halves)).answer
+    assert [name for name in halves if name in answer] == ["net0", "net4"]
+    assert "; in 3 more, between these." in answer
+
+
 def test_the_finding_names_each_metric_that_it_is_about():
     board = planted({"early": 0.6, "late": 2.8})
     for cell, result in board.results.items():
