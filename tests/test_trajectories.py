@@ -316,7 +316,7 @@ def test_lines_go_through_the_pooled_numbers(deep):
     assert list(line.get_xdata()) == pytest.approx([place(e) for e in (0, 1, 4, 10)])
     words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert words == ["plain", "d4"], "treatments of one architecture share a panel, the plain one first"
-    assert figure.axes[0].get_title(loc="left") == "convnext_digits: test_convnext"
+    assert figure.axes[0].get_title(loc="left") == "convnext_digits\ntest_convnext"
 
 
 def test_a_column_an_architecture_or_one_for_all():
