@@ -1,7 +1,7 @@
 """Image sets: photographs, digits, folders and tars of images, timm data sets (no torch)."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,17 +54,6 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, places: list[int]) -> "Dataset":
-        """The images at these places, in this order."""
-        if places == list(range(len(self))):
-            return self
-        if isinstance(self.images, imagefiles.Files | _Indexed):
-            images: Images = self.images.take(places)  # not decoded
-        else:
-            images = [self.images[i] for i in places]
-        labels, clusters = (None if of is None else of[places] for of in (self.labels, self.clusters))
-        return Dataset(self.name, images, labels, self.classes, _sha256(images, labels), clusters)
-
 
 def load(name: str, conf: schema.Data, split: schema.Split, images: int | None = None) -> Dataset:
     """The images of a data set, or a fixed random subset of them.
@@ -100,10 +89,17 @@ def load_each(name: str, conf: schema.Data, split: schema.Split, counts: Sequenc
     if labels is not None and (labels < 0).any():
         raise UserError(f"conf/data/{name}.yaml: split '{split}' holds negative labels: set labels: false")
     clusters = np.asarray(dependent[0], np.int64) if dependent else None
-    whole = Dataset(name, found, labels, classes if labels is not None else [], _sha256(found, labels), clusters)
+    prints = list(_fingerprints(found))
+
+    def subset(places: list[int]) -> Dataset:
+        images = found if len(places) == len(found) else _take(found, places)
+        own, dependent = (None if of is None else of[places] for of in (labels, clusters))
+        sha256 = _sha256((prints[place] for place in places), own)
+        return Dataset(name, images, own, classes if own is not None else [], sha256, dependent)
+
     largest = max(rows, key=len)
-    places = {row: place for place, row in enumerate(largest)}
-    return [whole.take([places[row] for row in chosen]) for chosen in rows]
+    where = {row: place for place, row in enumerate(largest)}
+    return [subset([where[row] for row in chosen]) for chosen in rows]
 
 
 def photos(name: str, conf: schema.Data, split: schema.Split, choose: Choose) -> Read:
@@ -215,8 +211,20 @@ def _split_name(name: str, conf: schema.Data, split: schema.Split) -> str:
     return value
 
 
-def _sha256(images: Images, labels: NDArray[np.int64] | None) -> str:
+def _take(images: Images, places: list[int]) -> Images:
+    """The images at these places, in this order; files stay undecoded."""
+    return images.take(places) if isinstance(images, imagefiles.Files | _Indexed) else [images[i] for i in places]
+
+
+def _sha256(prints: Iterable[bytes], labels: NDArray[np.int64] | None) -> str:
     total = hashlib.sha256(b"unlabelled" if labels is None else labels.tobytes())
+    for one in prints:
+        total.update(one)
+    return total.hexdigest()
+
+
+def _fingerprints(images: Images) -> Iterator[bytes]:
+    """What each image is told by: its size and the sha256 of its file (or, where there is no file, of its pixels)."""
     for i in range(len(images)):
         if isinstance(images, imagefiles.Files):
             content = images.check(i)
@@ -224,5 +232,4 @@ def _sha256(images: Images, labels: NDArray[np.int64] | None) -> str:
         else:
             array = np.asarray(images[i])
             content, shape = array.tobytes(), array.shape
-        total.update(f"{shape}".encode() + hashlib.sha256(content).digest())
-    return total.hexdigest()
+        yield f"{shape}".encode() + hashlib.sha256(content).digest()

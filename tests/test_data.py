@@ -114,9 +114,13 @@ def test_sha256_sees_pixels_labels_and_order(tree):
 
 def test_sha256_of_arrays_sees_order_and_shape():
     a = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(1, 2, 4, 3)
-    one, other = data._sha256(a, None), data._sha256(a.reshape(1, 4, 2, 3), None)
-    assert len({one, other, data._sha256(a, np.zeros(1, np.int64))}) == 3
-    assert data._sha256(np.concatenate([a, a + 1]), None) != data._sha256(np.concatenate([a + 1, a]), None)
+
+    def sha256(images, labels):
+        return data._sha256(data._fingerprints(images), labels)
+
+    one, other = sha256(a, None), sha256(a.reshape(1, 4, 2, 3), None)
+    assert len({one, other, sha256(a, np.zeros(1, np.int64))}) == 3
+    assert sha256(np.concatenate([a, a + 1]), None) != sha256(np.concatenate([a + 1, a]), None)
 
 
 def test_subset_is_fixed_nested_and_alone_decides_the_sha256(tree):

@@ -87,7 +87,7 @@ def drawn(board: Board, titles: Titles, found: Sequence[Strip]) -> Figure | None
                 _line(axes, strip, model, looks[model], f"line-{i}-{j}-{models.index(model)}", titles)
             axes.grid(axis="y")
             if not i:
-                axes.set_title(title.replace(": ", "\n"), fontsize=8.5)
+                axes.set_title(title, fontsize=8.5)
         grid[i, 0].set_ylabel(f"{strip.title}\n{strip.label}", fontsize=7.5)
         _ends(grid[i, 0], strip, [model for _, models in columns for model in models if model in strip.curves])
     for j, (_, models) in enumerate(columns):
@@ -152,7 +152,7 @@ def _columns(board: Board, models: Sequence[str]) -> list[tuple[str, list[str]]]
     found = []
     for own in sorted(by.values(), key=lambda own: (-len(own), own))[:ARCHITECTURES]:
         own = sorted(own, key=lambda model: (board.kinds[model].treatment != PLAIN, model))
-        found.append((f"{own[0]}: {board.kinds[own[0]].architecture}", own[:LINES]))
+        found.append((f"{own[0]}\n{board.kinds[own[0]].architecture}", own[:LINES]))
     return found
 
 

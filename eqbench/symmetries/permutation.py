@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,10 +131,16 @@ def _random(network: nn.Module, x: Tensor) -> nn.Module:
     """A copy with random weights whose activations are of order one and pass on gradients."""
     model = blank(network).eval()
     reset_batch_norm(model, [x])
-    for norm in model.modules():  # pooled, few images hardly differ: by that little alone, gates would saturate
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-            norm.running_var.add_(WIDER * norm.running_mean.square())
+    for mean, variance in _statistics(model):  # pooled, few images hardly differ: by that alone, gates would saturate
+        variance.add_(WIDER * mean.square())
     return model
+
+
+def _statistics(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+    """Running mean and variance of every batch norm that keeps them."""
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            yield norm.running_mean, norm.running_var
 
 
 def general_position(network: nn.Module, x: Tensor) -> nn.Module:
@@ -150,13 +156,10 @@ def general_position(network: nn.Module, x: Tensor) -> nn.Module:
             # The others are random already, and larger ones saturate attention: it would hide its channels.
             if is_vector(p):
                 p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
-        for norm in model.modules():
-            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-                noise = torch.rand(norm.running_mean.shape, generator=generator, dtype=torch.float64).to(
-                    norm.running_var
-                )
-                norm.running_mean.add_((noise - 0.5) * norm.running_var.sqrt())
-                norm.running_var.mul_(0.5 + noise)
+        for mean, variance in _statistics(model):
+            noise = torch.rand(mean.shape, generator=generator, dtype=torch.float64).to(variance)
+            mean.add_((noise - 0.5) * variance.sqrt())
+            variance.mul_(0.5 + noise)
     return model
 
 
