@@ -2,7 +2,7 @@
 
 data/weights/<model>/<seed>/<state>/                            weights, as timm local-dir: folders; one card.json a seed
 data/cells/<suite>/<model>/<seed>/<state>/<group>/<probe>.json  one result a cell
-data/parts/<suite>/<model>/<seed>/<state>/<part>.json           which cells a job has brought up to date
+data/parts/<suite>/<model>/<seed>/<state>/<part>.json           which cells a job has brought up to date; either may be `all`
 reports/<suite>/                                                results.csv, leaderboard.csv, coverage.csv, figures/, index.html
 
     snakemake --cores all
@@ -139,7 +139,7 @@ wildcard_constraints:
     suite=re.escape(PLAN.name),
     model=one_of(PLAN.origins),
     seed=r"s\d+",
-    state=r"init|final|epoch-\d+",
+    state=r"init|final|epoch-\d+|all",
 
 
 # A limit (`--resources gpu=2`) is how many GPUs this machine has, not how many a cluster may give.

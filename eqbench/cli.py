@@ -18,6 +18,7 @@ from eqbench.errors import UserError, one_line, unknown
 from eqbench.locks import held
 from eqbench.metrics import METRICS
 from eqbench.options import ids, load, parse_overrides, plain
+from eqbench.schema import ALL
 from eqbench.suites import check_model
 from eqbench.weights import card_path
 
@@ -91,17 +92,16 @@ def derive(names: dict[str, str], overrides: Sequence[str]) -> None:
 
 
 def probe(names: dict[str, str], overrides: Sequence[str]) -> None:
-    """Measure the cells of one model, seed and state: all, or part=<group>, or part=<group>+<probe>."""
+    """Measure the cells of one model, seed and state (or state=all): all, or part=<group>, or part=<group>+<probe>."""
     from eqbench import runner
 
     plan = load_suite(names.get("suite"), overrides)
-    where = (names["model"], _seed(names), names.get("state", "final"))
-    part = names.get("part", "all")
-    cells = runner.select(plan, *where, part)
+    model, seed, state, part = names["model"], _seed(names), names.get("state", "final"), names.get("part", ALL)
+    cells = runner.select(plan, model, seed, state, part)
     if names.get("expect") not in (None, plan.expectation(cells)):
         raise UserError("conf/ changed between planning and start of this job: run snakemake again")
-    parts = PARTS.joinpath(plan.name, *where)
-    counts = runner.run(plan, cells, WEIGHTS, CELLS, parts, part if "expect" in names else None)
+    parts = PARTS / plan.name / model / seed
+    counts = runner.run(plan, cells, WEIGHTS, CELLS, parts, state, part if "expect" in names else None)
     print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
 
 

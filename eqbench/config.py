@@ -9,7 +9,7 @@ from typing import Any
 from eqbench import options, schema
 from eqbench.errors import UserError
 from eqbench.options import Overrides, digest, load, parse_overrides, plain
-from eqbench.schema import UNGROUPED
+from eqbench.schema import ALL, UNGROUPED
 from eqbench.stamps import stamps
 from eqbench.suites import check_model, check_split, states_of, used_by
 
@@ -167,16 +167,18 @@ class Plan:
         conf = self.option("model", model)
         return max(1, seeds // conf.members) if conf.source is schema.Source.ensemble else seeds
 
-    def part(self, cell: Cell) -> str:
-        """The name of the job that runs a cell, below its (model, seed, state)."""
-        return {"run": "all", "group": cell.group, "cell": f"{cell.group}+{cell.probe}"}[self.pack]
+    def part(self, cell: Cell) -> tuple[str, str, str, str]:
+        """The job that runs a cell: (model, seed, state, part), `all` for each."""
+        state = ALL if self.pack is schema.Pack.seed else cell.state
+        part = {schema.Pack.group: cell.group, schema.Pack.cell: f"{cell.group}+{cell.probe}"}.get(self.pack, ALL)
+        return cell.model, cell.seed, state, part
 
     @cached_property
     def parts(self) -> dict[tuple[str, str, str, str], list[Cell]]:
         """(model, seed, state, part) -> its cells, sorted."""
         parts: dict[tuple[str, str, str, str], list[Cell]] = {}
         for cell in self.cells:
-            parts.setdefault((cell.model, cell.seed, cell.state, self.part(cell)), []).append(cell)
+            parts.setdefault(self.part(cell), []).append(cell)
         return {key: sorted(cells) for key, cells in sorted(parts.items())}
 
     @property

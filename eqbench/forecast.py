@@ -108,8 +108,9 @@ class Forecast:
 
     @cached_property
     def pack(self) -> Pack:
-        """The coarsest packing whose longest job stays below `LONGEST`; `cell`, if none does."""
-        return next((pack for pack, jobs in self.jobs.items() if max(jobs.values()) <= LONGEST), Pack.cell)
+        """The coarsest packing whose longest job stays below `LONGEST`; `cell`, if none does; the suite's own, if that is the same."""
+        found = next((pack for pack, jobs in self.jobs.items() if max(jobs.values()) <= LONGEST), Pack.cell)
+        return self.plan.pack if len(self.jobs[self.plan.pack]) == len(self.jobs[found]) else found
 
 
 def _tells(result: Result) -> bool:

@@ -38,10 +38,8 @@ def recipes(plan: Plan, model: str, cells: Sequence[Cell]) -> list[Recipe]:
         suite = f"suite={plan.name}"
         weights = tuple(_eqbench(plan, plan.verb(name), suite, f"model={name}", f"seed={of}") for name, of in cards)
         where = (suite, f"model={model}", f"seed={seed}", f"state={state}")
-        parts = list(dict.fromkeys(plan.part(cell) for cell in own))
-        target = shlex.quote(
-            f"data/parts/{plan.name}/{model}/{seed}/{state}/"
-        )  # ids need no quotes: a brace may follow
+        at, parts = plan.part(own[0])[2], list(dict.fromkeys(plan.part(cell)[3] for cell in own))
+        target = shlex.quote(f"data/parts/{plan.name}/{model}/{seed}/{at}/")  # ids need no quotes: a brace may follow
         target += f"{parts[0] if len(parts) == 1 else '{' + ','.join(parts) + '}'}.json"
         found.append(Recipe(seed, state, weights, _eqbench(plan, "probe", *where), _snakemake(plan, target)))
     return found

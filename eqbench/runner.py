@@ -3,48 +3,33 @@
 Nothing here imports torch until a cell has to be measured.
 """
 
-import platform
-import subprocess
 import sys
-from collections.abc import Hashable, Iterator, Sequence
-from datetime import UTC, datetime
-from functools import cache, partial
-from importlib.metadata import version
-from os import environ
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from eqbench import __version__, data, groups, preprocessing, results, running, schema, weights
-from eqbench.cells import names
+from eqbench import results, running
 from eqbench.config import Cell, Plan
 from eqbench.errors import UserError
-from eqbench.groups import FiniteGroup, Group
+from eqbench.measuring import Images, State
 from eqbench.results import Result, Status
-from eqbench.schema import UNGROUPED
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from eqbench.models import Network
-    from eqbench.probes.base import Subject
-
-GAPS = {"orbit": "placebo_gap", "circuits": "weight_gap"}  # what a probe cannot say without a placebo
+from eqbench.schema import ALL
 
 
 def select(plan: Plan, model: str, seed: str, state: str, part: str) -> list[Cell]:
-    """The cells of one (model, seed, state) that `part` names: `all`, `<group>`, or `<group>+<probe>`.
+    """The cells of one (model, seed, state), or of `all` its states, that `part` names: `all`, `<group>`, or `<group>+<probe>`.
 
     Raises:
         UserError: the suite has no such cells; says which parts there are.
     """
-    run = sorted(c for c in plan.cells if (c.model, c.seed, c.state) == (model, seed, state))
+    run = sorted(c for c in plan.cells if (c.model, c.seed) == (model, seed) and state in (c.state, ALL))
     if not run:
         own = sorted({f"{c.seed} {c.state}" for c in plan.cells if c.model == model})
         there = f"of this model it has {', '.join(own)}" if own else f"its models are {', '.join(plan.models)}"
         raise UserError(f"suite '{plan.name}' has no cells of model={model} seed={seed} state={state}: {there}")
-    parts = {"all": list(run)}
+    parts = {ALL: list(run)}
     for cell in run:
         parts.setdefault(cell.group, []).append(cell)
         parts.setdefault(f"{cell.group}+{cell.probe}", []).append(cell)
@@ -54,9 +39,9 @@ def select(plan: Plan, model: str, seed: str, state: str, part: str) -> list[Cel
 
 
 def run(
-    plan: Plan, cells: Sequence[Cell], weights_root: Path, cells_root: Path, parts: Path, part: str | None
+    plan: Plan, cells: Sequence[Cell], weights_root: Path, cells_root: Path, parts: Path, state: str, part: str | None
 ) -> dict[str, int]:
-    """Bring the cells of one (model, seed, state) up to date, then write the manifest of the part that was asked for.
+    """Bring cells of one (model, seed) up to date, one state after the other, then write the manifest of their part.
 
     A cell is kept if its file carries the digest of what is asked now and did not fail. A cell that fails costs itself
     alone: it becomes a row with its reason. Anything unforeseen is a bug and ends the job with a traceback; the cells
@@ -64,7 +49,8 @@ def run(
     asks for those parts looks again.
 
     Args:
-        parts: the folder of this run's manifests. part: which to write; None: none, for runs outside the workflow.
+        parts: the folder of the manifests of this (model, seed). state: whose cells they are, or `all`.
+        part: which manifest to write; None: none, for runs outside the workflow.
 
     Returns:
         How many cells were kept, ok, skipped and failed.
@@ -72,28 +58,33 @@ def run(
     Raises:
         UserError: the weights or the images cannot be read.
     """
-    job = _Part(plan, cells, weights_root)
+    images = Images(plan, cells)
     counts = {"kept": 0} | dict.fromkeys(map(str, Status), 0)
     listed: dict[str, dict[str, str]] = {}
-    with running.noted(running.note_path(parts, part or "all"), len(cells)) as tell:
-        bar = tqdm(cells, desc=f"{cells[0].model} {cells[0].seed} {cells[0].state}", unit="cell", disable=None)
-        for done, cell in enumerate(bar):
-            path = cells_root / cell.path
-            identity = job.identity(cell)
-            stored = _stored(path)
-            if stored is not None and stored.digest == identity and stored.status is not Status.failed:
-                counts["kept"] += 1
-            else:
-                tell(str(cell), done)
-                stored = job.measure(cell, identity)
-                results.write(stored, path)
-                counts[str(stored.status)] += 1
-            listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
-    for path in parts.glob("[!.]*.json"):
-        if not _vouches(path, listed):
-            path.unlink(missing_ok=True)
+    about = f"{cells[0].model} {cells[0].seed} {state}"
+    bar = tqdm(total=len(cells), desc=about, unit="cell", disable=None)
+    with running.noted(running.note_path(parts / state, part or ALL), len(cells)) as tell, bar:
+        for where, own in groupby(cells, lambda cell: (cell.model, cell.seed, cell.state)):
+            measured = State(images, where, weights_root)
+            for cell in own:
+                path = cells_root / cell.path
+                identity = measured.identity(cell)
+                stored = _stored(path)
+                if stored is not None and stored.digest == identity and stored.status is not Status.failed:
+                    counts["kept"] += 1
+                else:
+                    tell(str(cell), len(listed))
+                    stored = measured.measure(cell, identity)
+                    results.write(stored, path)
+                    counts[str(stored.status)] += 1
+                listed[str(cell)] = {"digest": identity, "status": str(stored.status)}
+                bar.update()
+    for folder in parts.glob("*") if state == ALL else (parts / state, parts / ALL):
+        for path in folder.glob("[!.]*.json"):
+            if not _vouches(path, listed):
+                path.unlink(missing_ok=True)
     if part is not None:
-        results.write_json(parts / f"{part}.json", listed)
+        results.write_json(parts / state / f"{part}.json", listed)
     return counts
 
 
@@ -113,160 +104,3 @@ def _stored(path: Path) -> Result | None:
     except UserError as error:
         print(f"eqbench: {error}", file=sys.stderr)
         return None
-
-
-class _Part:
-    """Weights and images of one (model, seed, state), each read once, when first needed."""
-
-    def __init__(self, plan: Plan, cells: Sequence[Cell], root: Path) -> None:
-        cell = cells[0]
-        self.plan = plan
-        self.root = root
-        self.where = (cell.model, cell.seed, cell.state)
-        self.card = weights.read_card(root, cell.model, cell.seed)
-        self.sha256 = weights.check_state(root, *self.where)
-        self._asked = {self._images(cell) for cell in cells}
-        self._data: dict[tuple[str, schema.Split, int], data.Dataset] = {}
-        self._subjects: dict[tuple[str, schema.Split, int], Subject] = {}
-        self._network: Network | None = None
-
-    def _images(self, cell: Cell) -> tuple[str, schema.Split, int]:
-        """What tells one set of images from another: data, split, how many."""
-        conf = self.plan.probe(cell)
-        return self.plan.data(cell), conf.split, conf.images
-
-    def dataset(self, cell: Cell) -> data.Dataset:
-        key = self._images(cell)
-        if key not in self._data:
-            name, split, _ = key
-            counts = [images for *of, images in self._asked if of == [name, split]]
-            found = data.load_each(name, self.plan.option("data", name), split, counts)
-            self._data |= {(name, split, images): each for images, each in zip(counts, found, strict=True)}
-        return self._data[key]
-
-    def identity(self, cell: Cell) -> str:
-        model = self.where[0]
-        read = [weights.check_state(self.root, model, *other) for other in self.plan.others(cell).values()]
-        if schema.PROBES[cell.probe].recalls:
-            read.append(str(self.card.get("dynamics")))
-        return results.identity(self.plan.config(cell), " ".join([self.sha256, *read]), self.dataset(cell).sha256)
-
-    def subject(self, cell: Cell) -> "Subject":
-        """The network on the cell's images; cells with the same images share it, and so every forward pass."""
-        from eqbench import models
-        from eqbench.probes.base import Subject
-
-        if self._network is None:
-            self._network = models.load_state(weights.state_dir(self.root, *self.where)).to(models.device())
-        network, images = self._network, self.dataset(cell)
-        key = self._images(cell)
-        if key not in self._subjects:
-            crop = self.plan.option("data", key[0]).crop_pct or network.crop_pct
-            batch = self.plan.option("model", cell.model).batch
-
-            def batches(size: int) -> "Iterator[Tensor]":
-                for x, _ in preprocessing.batches(images, size, batch, network.interpolation, crop):
-                    yield x
-
-            labels = self._labels(images)
-            self._subjects[key] = Subject(network, network.size, batches, len(images), labels, images.clusters)
-        subject = self._subjects[key]
-        folders = {name: weights.state_dir(self.root, cell.model, *at) for name, at in self.plan.others(cell).items()}
-        subject.training = partial(weights.read_dynamics, self.root, cell.model, cell.seed)
-        subject.others = {name: partial(models.load_state, folder) for name, folder in folders.items()}
-        return subject
-
-    def _labels(self, images: data.Dataset) -> "Tensor | None":
-        import torch
-
-        if images.labels is None:
-            return None
-        classes = self.card["facts"]["num_classes"]
-        if classes != len(images.classes):
-            raise UserError(
-                f"model '{self.where[0]}' tells {classes} classes apart and data '{images.name}' has {len(images.classes)}:"
-                f" its labels mean nothing to it; set `labels: false` in conf/data/{images.name}.yaml, or use other data"
-            )
-        return torch.from_numpy(images.labels)
-
-    def measure(self, cell: Cell, identity: str) -> Result:
-        from eqbench import probes
-
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        group = placebo = None
-        if cell.group != UNGROUPED:
-            asked = self.plan.option("group", cell.group)
-            group, placebo = asked.group, asked.other
-        learned = self._learned(placebo)
-        result = probes.measure(self.subject(cell), group, None if learned else placebo, self.plan.probe(cell))
-        if learned and cell.probe in GAPS and result.metrics:
-            result.metrics[GAPS[cell.probe]] = results.Measure(None, reason=learned)
-        result.cell = names(self.plan, cell)
-        result.digest = identity
-        result.config = self.plan.config(cell)
-        result.provenance = self._provenance(cell) | {"started": started}
-        return result
-
-    def _learned(self, placebo: Group | None) -> str | None:
-        """Why a group is no placebo for these weights: training acted with its elements, or punished the lack of them, or
-        they were averaged over them.
-        """
-        recipe = self.card.get("recipe") or {}
-        if not isinstance(placebo, FiniteGroup):
-            return None
-        uses = {"symmetry": ("symmetrisation", self.plan.option("model", self.where[0]).group or UNGROUPED)}
-        if self.where[2] != "init":
-            uses["group"] = ("augmentation", recipe.get("augment", UNGROUPED))
-            uses["penalty"] = ("penalty", (recipe.get("penalty") or {}).get("group", UNGROUPED))
-        known: dict[str, set[Hashable]] = {}
-        for key, (word, name) in uses.items():
-            if name != UNGROUPED:
-                conf = self.card["config"][key]
-                known[f"{word} {name}"] = groups.get(conf["action"], conf.get("file")).keys()
-        left = placebo.keys() - groups.get_finite(UNGROUPED).keys()
-        if not left <= set().union(*known.values()):
-            return None
-        told = [text for text, keys in known.items() if left & keys]
-        made = [text for text in told if text.startswith("symmetrisation")]
-        parts = [text for text in told if text not in made]
-        texts = [*(["training " + " and ".join(parts)] if parts else []), *made]
-        return f"{placebo.name} is part of the {' and the '.join(texts)}, so it is no placebo"
-
-    def _provenance(self, cell: Cell) -> dict[str, Any]:
-        facts = {k: self.card["facts"].get(k) for k in ("family", "architecture", "parameters", "image_size")}
-        origin = {k: self.card.get(k) for k in ("timm", "source", "licence", "origin")}
-        recipe = self.card.get("recipe") or {}
-        return {
-            **facts,
-            **origin,
-            "augment": recipe.get("augment"),
-            "recipe": recipe or None,
-            "weights": self.sha256,
-            "data": self.dataset(cell).sha256,
-            "dtype": "float32",
-            **environment(),
-        }
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """Versions, the commit that the package is run from, and the SLURM job, if any."""
-    folder = Path(__file__).parents[1]
-
-    def git(*command: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--", "eqbench") if (folder / ".git").exists() else None
-    return {
-        "eqbench": __version__,
-        "git": git("rev-parse", "HEAD") if changes is not None else None,
-        "dirty": bool(changes) if changes is not None else None,
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "timm_version": version("timm"),
-        "slurm_job": environ.get("SLURM_JOB_ID"),
-    }

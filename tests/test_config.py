@@ -44,7 +44,7 @@ def test_the_demo_is_what_the_readme_says():
     assert plan.data(Cell("demo", "vit_digits", "s1", "final", "none", "spectrum")) == "digits"
 
 
-@pytest.mark.parametrize(("pack", "parts"), [("run", 19), ("group", 150), ("cell", 232)])
+@pytest.mark.parametrize(("pack", "parts"), [("seed", 10), ("run", 19), ("group", 150), ("cell", 232)])
 def test_packing_changes_parts_not_cells(pack, parts):
     plan = load_suite("demo", [f"suite.demo.pack={pack}"])
     assert len(plan.parts) == parts
@@ -173,7 +173,7 @@ def test_a_probes_version_is_in_its_cells():
         (["model.vit_digits.timm='foo:bar'"], r"timm: unknown architecture"),
         (["model.vit_digits.timm=test_vit.r160_in1"], r"vit_digits.yaml: timm: .*tag.*did you mean 'r160_in1k'\?"),
         (["model.efficientnet_lite0.package="], r"package"),
-        (["suite.demo.pack=jumbo"], r"conf/suite/demo.yaml: pack: .*cell, group, run"),
+        (["suite.demo.pack=jumbo"], r"conf/suite/demo.yaml: pack: .*cell, group, run, seed"),
         (["suite.demo.blocks.pretrained.models=[vit_digits]"], r"also in another block"),
     ],
 )

@@ -197,7 +197,7 @@ def test_failed_cells_and_other_devices_tell_nothing(tmp_path):
     assert all(cell.seed != "s1" and cell.group != "c4" for cell in found.measured)
 
 
-@pytest.mark.parametrize(("seconds", "pack"), [(1.0, Pack.run), (1500.0, Pack.group), (5000.0, Pack.cell)])
+@pytest.mark.parametrize(("seconds", "pack"), [(1.0, Pack.seed), (300.0, Pack.run), (1500.0, Pack.group), (5000.0, Pack.cell)])
 def test_the_recommended_pack(tmp_path, seconds, pack):
     """The coarsest whose longest job stays below four hours."""
     plan = board.suite(deep=True)
@@ -228,7 +228,7 @@ def test_the_plan_on_a_terminal(tmp_path):
         parts = len(Plan("demo", pack, plan.cells, plan.overrides).parts)
         assert re.search(rf"^{pack} +{parts} ", done.stdout, re.MULTILINE)
     assert "nothing was measured yet" in done.stdout
-    assert "recommended: pack: run" in done.stdout
+    assert "recommended: pack: seed" in done.stdout
 
 
 def test_the_workflow_asks_by_size_and_attempt(tmp_path):

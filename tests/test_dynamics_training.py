@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqbench import groups, results, runner, schema, training, weights
+from eqbench import groups, measuring, results, schema, training, weights
 from eqbench.config import Cell, Plan, _block_cells
 from eqbench.dynamics import edge, recorder
 from eqbench.epochs import Run
@@ -121,7 +121,7 @@ def test_the_record_belongs_to_the_cells_identity(whole, monkeypatch):
     plan.cells.update(dict.fromkeys((cell, other), ("digits", None)))
     monkeypatch.setattr(Plan, "config", lambda *_: {})
     monkeypatch.setattr(Plan, "others", lambda *_: {})
-    part = runner._Part(plan, [cell, other], root)
+    part = measuring.State(measuring.Images(plan, [cell, other]), ("tiny", "s0", "final"), root)
     before = part.identity(cell)
     part.card = card | {"dynamics": "0" * 64}
     assert part.identity(cell) != before

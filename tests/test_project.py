@@ -34,6 +34,7 @@ TORCH_FREE = [
 ]
 TORCH_FREE += [
     "runner",
+    "measuring",
     "cli",
     "weights",
     "data",

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from eqbench import costs, groups, runner, schema
+from eqbench import costs, groups, measuring, schema
 from eqbench.config import Plan, load_suite
 from eqbench.errors import UserError
 from eqbench.options import parse_overrides
@@ -128,7 +128,7 @@ def test_what_training_taught_is_no_placebo(recipe, placebo, said):
     for state in ("init", "epoch-002", "final"):
         card = {"recipe": recipe, "config": config}
         part = SimpleNamespace(card=card, where=("resnet_digits", "s0", state), plan=plan())
-        reason = runner._Part._learned(part, groups.get(placebo))
+        reason = measuring.State._learned(part, groups.get(placebo))
         if said is None or state == "init":
             assert reason is None
         else:

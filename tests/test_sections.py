@@ -252,7 +252,7 @@ def test_commands_carry_what_was_given_and_name_every_part():
     cells = [cell for cell in plan.cells if cell.model == MODEL]
     assert reproduce.given(plan) == ["probe.orbit.images=16", "suite.demo.pack=group"], "not the suite's own"
     first = reproduce.recipes(plan, MODEL, cells)[0]
-    parts = sorted({plan.part(cell) for cell in cells if (cell.seed, cell.state) == (first.seed, first.state)})
+    parts = sorted({plan.part(cell)[3] for cell in cells if (cell.seed, cell.state) == (first.seed, first.state)})
     expanded = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {first.snakemake}"], capture_output=True, text=True
     ).stdout

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from omegaconf import MISSING
 
-from eqbench.schema.checks import UNGROUPED, Split, require
+from eqbench.schema.checks import ALL, UNGROUPED, Split, require
 from eqbench.schema.groups import Group, check_placebo
 from eqbench.schema.models import DERIVED, How, Model, Source
 from eqbench.schema.probes import (
@@ -34,6 +34,7 @@ from eqbench.schema.probes import (
 from eqbench.schema.training import FORMS, Form, Opt, Penalty, Train
 
 __all__ = [
+    "ALL",
     "CONTINUOUS",
     "DERIVED",
     "FINITE",
@@ -86,11 +87,12 @@ class DataKind(StrEnum):
 
 
 class Pack(StrEnum):
-    """How much of a suite one job runs."""
+    """How much of a suite one job runs: a cell, a group of one (model, seed, state), that run, or all states of its seed."""
 
     cell = "cell"
     group = "group"
     run = "run"
+    seed = "seed"
 
 
 @dataclass

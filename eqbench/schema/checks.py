@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from eqbench.errors import UserError
 
+ALL = "all"  # of a job: every state of its seed, or every cell of a state
 UNGROUPED = "none"  # the trivial group: probes that have no group write their one cell here
 
 

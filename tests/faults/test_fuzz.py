@@ -66,7 +66,7 @@ PLAUSIBLE = {
     ("train/brief", "augment"): st.sampled_from(["c4", "hflip", "rotation", "c5"]),
     ("train/brief", "clip_grad"): st.none() | st.floats(),
     ("probe/orbit", "images"): st.integers(1, 40),
-    ("suite/tiny", "pack"): st.sampled_from(["cell", "group", "run", "all"]),
+    ("suite/tiny", "pack"): st.sampled_from(["cell", "group", "run", "seed", "all"]),
     ("data/digits", "crop_pct"): st.floats(0, 1),
     ("group/c4", "placebo"): st.sampled_from(["none", "vflip", "d4", "d2_diagonal", "c4"]),
 }

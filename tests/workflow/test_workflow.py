@@ -140,22 +140,24 @@ def test_comments_and_touching_recompute_nothing(folder):
 
 def test_packing_recomputes_nothing(folder):
     before, results = cells(folder), contents(folder)
-    for pack in ("cell", "group"):
+    for pack in ("cell", "group", "seed"):
         assert snakemake(folder, "--config", f"overrides=[suite.tiny.pack={pack}]").returncode == 0
         assert rewritten(folder, before) == set()
-    shutil.rmtree(folder / "data/cells")
-    shutil.rmtree(folder / "data/parts")
-    assert snakemake(folder, "--config", "overrides=[suite.tiny.pack=cell]").returncode == 0
-    assert contents(folder) == results  # nor do results depend on it
+    for pack in ("cell", "seed"):
+        shutil.rmtree(folder / "data/cells")
+        shutil.rmtree(folder / "data/parts")
+        assert snakemake(folder, "--config", f"overrides=[suite.tiny.pack={pack}]").returncode == 0
+        assert contents(folder) == results  # nor do results depend on it
 
 
 def test_packing_and_overriding_there_and_back_leaves_nothing_stale(folder):
     """Manifests of another packing, or of a run by hand, never vouch for cells that have changed since."""
     results, override = contents(folder), "probe.orbit.resamples=200"
-    assert snakemake(folder, "--config", f"overrides=[suite.tiny.pack=cell, {override}]").returncode == 0
-    assert contents(folder) != results
-    assert snakemake(folder).returncode == 0
-    assert contents(folder) == results
+    for pack, back in (("cell", "run"), ("seed", "run"), ("run", "seed")):
+        assert snakemake(folder, "--config", f"overrides=[suite.tiny.pack={pack}, {override}]").returncode == 0
+        assert contents(folder) != results
+        assert snakemake(folder, "--config", f"overrides=[suite.tiny.pack={back}]").returncode == 0
+        assert contents(folder) == results
     by_hand = [sys.executable, "-m", "eqbench", "probe", "suite=tiny", "model=b", "part=c4", override]
     assert subprocess.run(by_hand, cwd=folder, capture_output=True).returncode == 0
     assert contents(folder) != results
