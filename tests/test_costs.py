@@ -197,7 +197,9 @@ def test_failed_cells_and_other_devices_tell_nothing(tmp_path):
     assert all(cell.seed != "s1" and cell.group != "c4" for cell in found.measured)
 
 
-@pytest.mark.parametrize(("seconds", "pack"), [(1.0, Pack.seed), (300.0, Pack.run), (1500.0, Pack.group), (5000.0, Pack.cell)])
+@pytest.mark.parametrize(
+    ("seconds", "pack"), [(1.0, Pack.seed), (300.0, Pack.run), (1500.0, Pack.group), (5000.0, Pack.cell)]
+)
 def test_the_recommended_pack(tmp_path, seconds, pack):
     """The coarsest whose longest job stays below four hours."""
     plan = board.suite(deep=True)
