@@ -1,13 +1,13 @@
 """Speed, as ratios within one run: `make bench` writes reports/bench.csv (name, value, unit, target, peer)."""
 
 import csv
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import bench_curvature
+import numpy as np
 import timm
 import torch
 from bench_curvature import Row
@@ -24,20 +24,24 @@ from eqbench.probes.derivatives.tangents import METHODS, Jacobian
 from eqbench.probes.ladders import layers
 from eqbench.probes.notebook import tensor_subject
 from eqbench.schema import PROBES, Orbit
+from eqbench.stats import Array
 
 MODELS = ("resnet18", "vit_tiny_patch16_224", "convnext_atto")
 SIZE, BATCH = 224, 8
 
 
-def seconds(work: Callable[[], object], runs: int = 5) -> float:
-    """Median time of a call, after one that is not counted."""
-    work()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def in_turns(works: Sequence[Callable[[], object]], rounds: int = 5) -> Array:
+    """Seconds of each work in each round, (rounds, works), after one that is not counted.
+
+    In turns, so that what else runs slows all of them down alike.
+    """
+    found = np.empty((1 + rounds, len(works)))
+    for row in found:
+        for i, work in enumerate(works):
+            start = time.perf_counter()
+            work()
+            row[i] = time.perf_counter() - start
+    return found[1:]
 
 
 def lie(name: str, module: nn.Module) -> Iterator[Row]:
@@ -59,13 +63,15 @@ def lie(name: str, module: nn.Module) -> Iterator[Row]:
                 squares(velocities, layer, maps, tangents)
 
     works = {"six generators": lambda: derivatives(0), "six generators and two controls": lambda: derivatives(2)}
-    times: dict[str, list[float]] = {what: [] for what in works}
-    for _ in range(5):  # in turns, so that what else runs slows all of them down alike
-        forward = seconds(bare, 1)
-        for what, work in works.items():
-            times[what].append(seconds(work, 1) / forward / generators)
-    for (what, ratios), target in zip(times.items(), ("2.5", ""), strict=True):
-        yield f"{what}, all layers, {name}", statistics.median(ratios), "forwards a generator", target, ""
+    forward, *times = in_turns([bare, *works.values()]).T
+    for what, taken, target in zip(works, times, ("2.5", ""), strict=True):
+        yield (
+            f"{what}, all layers, {name}",
+            float(np.median(taken / forward)) / generators,
+            "forwards a generator",
+            target,
+            "",
+        )
 
 
 def ladder(name: str, module: nn.Module) -> Iterator[Row]:
@@ -77,8 +83,8 @@ def ladder(name: str, module: nn.Module) -> Iterator[Row]:
     def forwards() -> None:
         forward_orbit(module, subject.halves(SIZE), subject.device, group, elements)
 
-    bare, whole = seconds(forwards, 1), seconds(lambda: layers.measure(subject, group, SIZE, Orbit()), 1)
-    yield f"layers over d4, {name}", whole / bare, "bare forwards", "1.3", ""
+    bare, whole = in_turns([forwards, lambda: layers.measure(subject, group, SIZE, Orbit())], 3).T
+    yield f"layers over d4, {name}", float(np.median(whole / bare)), "bare forwards", "1.3", ""
 
 
 SUITE = (("orbit", "d4"), ("lie", "affine"), ("circuits", "d4"), ("consistency", "d4"), ("consistency", "translation"))

@@ -4,9 +4,11 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.func import jvp, vmap
 
 from eqbench.features import Taps
 from eqbench.probes.derivatives import tangents as lie_tangents
+from eqbench.probes.derivatives.rules import RULES, Rules
 from eqbench.probes.derivatives.tangents import METHODS, Jacobian
 
 F = nn.functional
@@ -112,6 +114,55 @@ def test_single_precision_is_exact_to_rounding():
     exact = jacobian(net, x, BATCHED)(x, v)[1]["logits"]
     single = jacobian(net.float(), x.float(), BATCHED)(x.float(), v.float())[1]["logits"]
     assert gap(single.double(), exact) < 1e-4
+
+
+WEIGHTS = {"weight": random(8, seed=2), "bias": random(8, seed=3)}
+STATISTICS = {"running_mean": random(8, seed=4), "running_var": random(8, seed=5).exp()}
+MATRIX = random(3, 8, seed=7)
+KERNEL, CENTRED = random(8, 2, 3, 3, seed=6), {"stride": 2, "padding": 1, "groups": 4}
+CALLS = {
+    "gelu": lambda x: F.gelu(x),
+    "gelu, tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "layer norm": lambda x: F.layer_norm(x.mT, (8,), **WEIGHTS, eps=1e-3),
+    "layer norm of maps": lambda x: F.layer_norm(x, x.shape[1:], WEIGHTS["weight"][:, None, None].expand(x.shape[1:])),
+    "layer norm without weights": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "batch norm": lambda x: F.batch_norm(x, **STATISTICS, **WEIGHTS, eps=1e-3),
+    "batch norm without weights": lambda x: F.batch_norm(x.flatten(2), *STATISTICS.values()),
+    "batch norm, training": lambda x: F.batch_norm(x, None, None, training=True),
+    "convolution": lambda x: F.conv2d(x, KERNEL, WEIGHTS["bias"], **CENTRED),
+    "convolution, by position": lambda x: F.conv2d(x, KERNEL, None, (1, 1), "same", 1, 4),
+    "convolution by the image": lambda x: F.conv2d(x, x[0, :, :2, :1, None] * KERNEL, groups=4),
+    "linear": lambda x: F.linear(x, MATRIX, MATRIX[:, 0]),
+    "linear, by name": lambda x: F.linear(input=x, weight=MATRIX),
+    "linear in the image": lambda x: F.linear(x, x[0, 0]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_rules_give_what_torch_gives(name):
+    x, v = random(2, 8, 8, 8), random(DIRECTIONS, 2, 8, 8, 8, seed=1)
+    y, dy = jvp(CALLS[name], (x,), (v[0],))
+    own = torch.stack([jvp(CALLS[name], (x,), (one,))[1] for one in v])
+    with Rules():
+        single = jvp(CALLS[name], (x,), (v[0],))
+        batched = vmap(lambda one: jvp(CALLS[name], (x,), (one,)), out_dims=(None, 0))(v)
+        plain = CALLS[name](x)
+    for found in (single[0], batched[0], plain):
+        assert torch.equal(found, y)
+    assert gap(single[1], dy) < 1e-14
+    assert gap(batched[1], own) < 1e-14
+
+
+@pytest.mark.parametrize("function", RULES)
+def test_every_rule_is_used_by_networks(function, monkeypatch):
+    """One that is wrong changes the derivatives of some layer."""
+    net, size = network("zoo")
+    x, v = 0.5 + 0.2 * random(2, 3, size, size), random(DIRECTIONS, 2, 3, size, size, seed=1)
+    one, rule = jacobian(net, x, BATCHED), RULES[function]
+    before = one(x, v)[1]
+    monkeypatch.setitem(RULES, function, lambda x, dx, *how, **named: (rule(x, dx, *how, **named)[0], rule(x, 2 * dx, *how, **named)[1]))  # fmt: skip
+    after = one(x, v)[1]
+    assert gap(after["logits"], before["logits"]) > 1e-2
 
 
 class Recurrent(nn.Module):
