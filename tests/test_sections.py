@@ -262,6 +262,8 @@ def test_commands_carry_what_was_given_and_name_every_part():
     assert 'overrides=["probe.orbit.images=16", "suite.demo.pack=group"]' in words
     again = load_suite("demo", reproduce.given(plan))
     assert again.expectation(cells) == plan.expectation(cells)
+    whole = reproduce.recipes(load_suite("demo", ["suite.demo.pack=seed"]), MODEL, cells)[0]
+    assert whole.snakemake.endswith(f" -- data/parts/demo/{MODEL}/{first.seed}/all/all.json")
     fetched = next(cell for cell in plan.cells if cell.model == "efficientnet_lite0")
     assert " fetch " in reproduce.recipes(plan, fetched.model, [fetched])[0].weights[0]
 

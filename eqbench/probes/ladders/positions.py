@@ -98,9 +98,5 @@ def _sources(shape: Sequence[int], group: FiniteGroup, size: int) -> dict[Any, T
 
 def rows(maps: Tensor, places: Tensor | None) -> Tensor:
     """Maps (B, C, h, w) at cells (B, k), or at all, as (B, k, C), contiguous."""
-    flat = maps.flatten(2)
-    if places is None:
-        return flat.mT.contiguous()
-    if flat.stride(1) == 1:  # channels come last in memory already
-        return flat.mT[torch.arange(len(flat), device=flat.device)[:, None], places]
-    return flat.gather(2, places[:, None].expand(-1, flat.shape[1], -1)).mT.contiguous()
+    flat = maps.flatten(2).mT
+    return flat.contiguous() if places is None else flat[torch.arange(len(flat), device=flat.device)[:, None], places]
