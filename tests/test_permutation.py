@@ -110,6 +110,25 @@ def test_no_attention_is_saturated_in_general_position():
     assert min(size[name] for name in size if name.endswith("qkv.c.weight")) > 1e-6 * max(size.values())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("independent", [True, False])
+def test_units_that_no_image_excites_are_not_exchanged(monkeypatch, independent):
+    """Mutation: a general position of the weights that propose. Two inputs of a projection that no image excites would pass."""
+    torch.manual_seed(0)
+    network, x, draw = (
+        timm.create_model("efficientvit_m0", img_size=96, num_classes=10).eval(),
+        torch.rand(2, 3, 96, 96),
+        permutation._random,
+    )
+    model, images = draw(network, x, seed=2).double(), x.double()
+    if not independent:
+        monkeypatch.setattr(permutation, "_random", lambda network, x, seed=0: draw(network, x))
+    found, still = find_spaces(network, x), model(images)
+    order = {space: permutation._cycle(pi) for space, pi in found.random(0).items()}
+    moved = apply(model.train().eval(), order)(images)
+    assert ((moved - still).norm() < 1e-12 * still.norm()) == independent
+
+
 def test_a_permutation_is_orthogonal_and_composes():
     network = timm.create_model("test_vit", num_classes=10, img_size=64).eval()
     found = find_spaces(network, torch.randn(2, 3, 64, 64))
@@ -182,6 +201,7 @@ def test_a_network_without_hidden_channels():
 
 
 def test_gains_of_standardised_weights_move_with_their_channels():
+    torch.manual_seed(0)
     network = timm.create_model("test_nfnet", num_classes=5).eval()
     found = find_spaces(network, torch.randn(2, 3, 64, 64))
     places = {member.place.tensor for space in found.spaces for member in space.members}

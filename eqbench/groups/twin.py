@@ -83,10 +83,10 @@ def reset_batch_norm(module: nn.Module, batches: Iterable[Tensor]) -> None:
         module.eval()
 
 
-def blank(module: nn.Module) -> nn.Module:
+def blank(module: nn.Module, seed: int = 0) -> nn.Module:
     """A copy with seeded random weights, for questions about the architecture alone: the same whatever it learned."""
     fresh = copy.deepcopy(module)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in fresh.named_parameters():
             if not is_vector(parameter):

@@ -127,9 +127,9 @@ def _cycle(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order.roll(-1))
 
 
-def _random(network: nn.Module, x: Tensor) -> nn.Module:
+def _random(network: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
     """A copy with random weights whose activations are of order one and pass on gradients."""
-    model = blank(network).eval()
+    model = blank(network, seed).eval()
     reset_batch_norm(model, [x])
     for mean, variance in _statistics(model):  # pooled, few images hardly differ: by that alone, gates would saturate
         variance.add_(WIDER * mean.square())
@@ -146,10 +146,12 @@ def _statistics(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
 def general_position(network: nn.Module, x: Tensor) -> nn.Module:
     """A float64 copy with random weights and statistics, no two alike and none special: what holds for it, holds for all.
 
+    Its weights are others than those that propose spaces: units that no image excites there are excited here.
+
     Args:
         x: images (B, 3, n, n), on which activations keep their size.
     """
-    model = _random(network, x).double()
+    model = _random(network, x, seed=1).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
