@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 
 import eqbench
+from eqbench import functional
 from eqbench.curvature import guard as guarding
 from eqbench.curvature.guard import guard
 from eqbench.curvature.hessian import Hessian
@@ -229,6 +230,36 @@ def test_a_detached_branch_is_caught():
     torch.manual_seed(0)
     objective = Objective(Detached(), [(torch.rand(8, 3, 4, 4), torch.randint(4, (8,)))])
     with pytest.raises(Failed, match="directional derivative"):
+        guard(objective)
+
+
+class Shared(nn.Module):
+    """One layer by two names, as in CoaT, and one weight of two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(48, 6)
+        self.one = self.same = nn.Linear(6, 6)
+        self.tied, self.last = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.tied.weight = self.one.weight
+
+    def forward(self, x):
+        h = self.one(self.first(x.flatten(1)).tanh()).tanh()
+        return self.last(self.tied(self.same(h).tanh()).tanh())
+
+
+def test_a_layer_of_two_names_keeps_its_weights(monkeypatch):
+    """torch.func.functional_call puts others in their place (pytorch#164759), and the guard sees it."""
+    torch.manual_seed(0)
+    module, x, y = Shared().double(), torch.rand(8, 3, 4, 4).double(), torch.randint(4, (8,))
+    objective = Objective(module, [(x, y)])
+    v, step = torch.randn(objective.size).double(), 1e-5
+    gradients = [objective.gradient(objective.theta + sign * step * v)[1] for sign in (1, -1)]
+    difference = (gradients[0] - gradients[1]) / (2 * step)
+    assert (difference - Hessian(objective) @ v).norm() < 1e-8 * difference.norm()
+    guard(objective)
+    monkeypatch.setattr(functional, "call", lambda module, tensors, x: functional_call(module, tensors, (x,)))
+    with pytest.raises(Failed, match="curvature check"):
         guard(objective)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from eqbench import functional
 from eqbench.errors import Unsupported
 
 NEGLIGIBLE = 1e-30  # the norms' eps where a symmetry is exact but for it
@@ -137,7 +137,7 @@ class Objective:
         with twice_differentiable():
             if theta is None:
                 return self.module(x)
-            return functional_call(self.module, self.named(theta) if isinstance(theta, Tensor) else theta, (x,))
+            return functional.call(self.module, self.named(theta) if isinstance(theta, Tensor) else theta, x)
 
     @torch.no_grad()
     def value(self, theta: Tensor | None = None) -> float:
@@ -210,4 +210,4 @@ class TrainingObjective(Objective):
         self.module.train()
         with twice_differentiable(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)
-            return functional_call(self.module, named, (x,))
+            return functional.call(self.module, named, x)

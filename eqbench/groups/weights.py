@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from eqbench import functional
 from eqbench.groups.base import FiniteGroup
 from eqbench.groups.lattice import LatticeGroup
 
@@ -53,9 +53,7 @@ def law_error(module: nn.Module, group: FiniteGroup, g: Any, x: Tensor) -> float
         Misfit: the element does not act on the images, or on a weight.
     """
     still = module(x)
-    moved = functional_call(
-        module, act_on_weights(module, group, g, dict(module.named_parameters())), (group.act(x, g),)
-    )
+    moved = functional.call(module, act_on_weights(module, group, g, dict(module.named_parameters())), group.act(x, g))
     return float((moved - still).norm() / still.norm())
 
 

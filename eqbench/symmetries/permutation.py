@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from eqbench import functional
 from eqbench.errors import Unsupported
 from eqbench.groups.twin import blank, is_vector, reset_batch_norm
 from eqbench.symmetries.channels import Channels, Place, channels
@@ -99,7 +100,7 @@ def find_spaces(network: nn.Module, x: Tensor) -> Spaces:
 
     def logits(permutation: Permutation) -> Tensor:
         model.train().eval()  # forgets the attention biases that it keeps
-        return torch.func.functional_call(model, permute(tensors, permutation), (x,))
+        return functional.call(model, permute(tensors, permutation), x)
 
     def settle(some: Sequence[Space]) -> None:
         """All at once, and by halves where the whole changes the logits."""

@@ -102,20 +102,26 @@ def generator(curve: Curve, theta: Weights, gradient: Weights) -> tuple[Weights,
     return dict(zip(along, k, strict=True)), jacobian
 
 
+def change(objective: Objective, symmetries: Sequence[Symmetry]) -> float:
+    """|f(T_1 theta) - f(theta)| / |f(theta)| over the objective's images, root mean squares, means over classes removed."""
+    return _change(objective, symmetries, _logits(objective, {}))
+
+
 @torch.no_grad()
-def change(objective: Objective, symmetries: Sequence[Symmetry], t: float = 1.0) -> float:
-    """|f(T_t theta) - f(theta)| / |f(theta)| over the objective's images, root mean squares, means over classes removed."""
+def _logits(objective: Objective, moved: Weights) -> Tensor:
+    """The logits with these weights in place of its own, over all images (N, classes)."""
+    theta = dict(objective.module.named_parameters())
+    return torch.cat([objective.logits(x, theta | moved) for x, _ in objective.batches])
+
+
+@torch.no_grad()
+def _change(objective: Objective, symmetries: Sequence[Symmetry], before: Tensor) -> float:
     theta = {name: p.detach() for name, p in objective.module.named_parameters()}
-    moved = compose(symmetries)(theta, torch.tensor(t, dtype=objective.dtype, device=objective.device))
-    shift = any(one.shift for one in symmetries)
-    top = bottom = 0.0
-    for x, _ in objective.batches:
-        before, after = (objective.logits(x, theta | own) for own in ({}, moved))
-        if shift:
-            before, after = (y - y.mean(1, keepdim=True) for y in (before, after))
-        top += float((after - before).square().sum())
-        bottom += float(before.square().sum())
-    return (top / max(bottom, 1e-300)) ** 0.5
+    one = torch.ones((), dtype=objective.dtype, device=objective.device)
+    after = _logits(objective, compose(symmetries)(theta, one))
+    if any(symmetry.shift for symmetry in symmetries):
+        before, after = (y - y.mean(1, keepdim=True) for y in (before, after))
+    return float((after - before).norm() / before.norm().clamp(min=1e-150))
 
 
 def confirm(objective: Objective, proposed: Sequence[Symmetry]) -> Verdict:
@@ -125,10 +131,10 @@ def confirm(objective: Objective, proposed: Sequence[Symmetry]) -> Verdict:
         objective: in float64, beside the weights of interest rather than at them (`beside`): what is zero there, as the
             last factor of a residual branch often is at initialisation, would hide a change.
     """
-    verdict = Verdict()
+    verdict, still = Verdict(), _logits(objective, {})
 
     def settle(some: Sequence[Symmetry]) -> None:
-        found = change(objective, some)
+        found = _change(objective, some, still)
         if found <= TOLERANCE:
             verdict.confirmed.extend(some)
         elif len(some) == 1:
