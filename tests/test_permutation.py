@@ -7,7 +7,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from eqbench.errors import Unsupported
-from eqbench.symmetries import permutation
+from eqbench.symmetries import channels, permutation
 from eqbench.symmetries.permutation import Space, apply, find_spaces, general_position, permute
 
 SMALL_SWIN = {"img_size": 56, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
@@ -101,19 +101,52 @@ def test_no_attention_is_saturated_in_general_position():
     network, x = timm.create_model("shvit_s1").eval(), torch.randn(2, 3, 128, 128)
     found = find_spaces(network, x)
     assert len(found.spaces) > 20
-    assert (
-        sum("mixer.m.qkv" in name for name in found.refused) == 9
-    )  # queries, keys and values in one layer, without heads
+    assert not any(
+        "mixer.m.qkv" in space.name for space in found.spaces
+    )  # without heads: no one knows which are queries
     model, x = general_position(network, x), x.double()
     gradient = torch.autograd.grad(model(x)[:, 0].sum(), list(model.parameters()))
     size = {name: float(g.norm()) for (name, _), g in zip(model.named_parameters(), gradient, strict=True)}
     assert min(size[name] for name in size if name.endswith("qkv.c.weight")) > 1e-6 * max(size.values())
 
 
+class Interleaved(nn.Module):
+    """Two layers' channels in turns, so that only the data flow tells which is which; the first two of one are off."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.mix, self.head = (
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(12, 5, 3),
+            nn.Linear(5, 4),
+        )
+        with torch.no_grad():
+            self.a.bias.fill_(1.0)[:2] = -100.0
+            self.b.bias.fill_(1.0)
+
+    def forward(self, x):
+        both = torch.stack([self.a(x).relu(), self.b(x).relu()], 2).flatten(1, 2)
+        return self.head(self.mix(both).tanh().mean((2, 3)))
+
+
+def test_units_that_no_image_excites_are_not_proposed(monkeypatch):
+    """Mutation: without the rule two of them are a space, by their writer's rows and by their reader's columns."""
+    torch.manual_seed(0)
+    network, x = Interleaved(), torch.rand(2, 3, 8, 8)
+
+    def proposed() -> set[tuple[str, int]]:
+        return {(space.name, space.size) for space in permutation._spaces(channels.channels(network, x))}
+
+    assert proposed() == {("a", 4), ("b", 6), ("mix", 5)}
+    monkeypatch.setattr(channels, "_alone", lambda met: [])
+    assert proposed() == {("a", 4), ("b", 6), ("mix", 5), ("a", 2), ("mix", 2)}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("independent", [True, False])
-def test_units_that_no_image_excites_are_not_exchanged(monkeypatch, independent):
-    """Mutation: a general position of the weights that propose. Two inputs of a projection that no image excites would pass."""
+def test_spaces_are_confirmed_on_other_weights(monkeypatch, independent):
+    """Mutation: on those that propose. Two inputs of a projection that no image excites, once proposed, would pass."""
     torch.manual_seed(0)
     network, x, draw = (
         timm.create_model("efficientvit_m0", img_size=96, num_classes=10).eval(),
@@ -121,6 +154,7 @@ def test_units_that_no_image_excites_are_not_exchanged(monkeypatch, independent)
         permutation._random,
     )
     model, images = draw(network, x, seed=2).double(), x.double()
+    monkeypatch.setattr(channels, "_alone", lambda met: [])
     if not independent:
         monkeypatch.setattr(permutation, "_random", lambda network, x, seed=0: draw(network, x))
     found, still = find_spaces(network, x), model(images)

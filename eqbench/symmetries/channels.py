@@ -41,7 +41,8 @@ class Channels:
     """Hidden channels: classes of entries that must move together.
 
     Attributes:
-        places: for each place, the class of each of its positions. Classes of the image and of the logits are `fixed`.
+        places: for each place, the class of each of its positions.
+        fixed: classes of the image and of the logits, and those that are met but once.
         groups: for each layer that keeps groups of channels apart (a grouped convolution, the heads of attention), the
             classes of each group.
     """
@@ -138,12 +139,14 @@ def channels(network: nn.Module, x: Tensor) -> Channels:
     inputs: dict[str, Ids] = {}
     outputs: dict[str, Ids] = {}
     groups: list[list[Ids]] = []
+    met: list[Ids] = []  # biases apart: they are where their weights are
     for call in calls:
         if call.weight in outputs:
             continue
         (n_in, n_out), weight = _widths(call), parameters[call.weight]
         into, out = inputs[call.weight], outputs[call.weight] = ties.new(n_in), ties.new(n_out)
         places[Place(call.weight, 0)] = out
+        met += [out] if call.groups == n_in == n_out else [into, out]
         if call.bias is not None:
             places[Place(call.bias, 0)] = out
         if call.groups == 1:
@@ -188,11 +191,17 @@ def channels(network: nn.Module, x: Tensor) -> Channels:
     _buffers(network, places)
 
     classes = ties.classes()
+    met += [axes[key] for key in touched]
     return Channels(
         {place: classes[ids] for place, ids in places.items()},
-        set(classes[np.concatenate(fixed)].tolist()),
+        {*classes[np.concatenate(fixed)].tolist(), *_alone(classes[np.concatenate(met)])},
         [[np.unique(classes[ids]) for ids in grouping] for grouping in groups],
     )
+
+
+def _alone(met: Ids) -> list[int]:
+    """Classes that are met but once: of a unit that no image excites, as the data flow does not show who reads or writes it."""
+    return np.nonzero(np.bincount(met) == 1)[0].tolist()
 
 
 def _record(network: nn.Module, x: Tensor, parameters: dict[str, nn.Parameter]) -> tuple[list[_Call], Tensor]:
