@@ -471,7 +471,8 @@ def test_float64_stays_float64_where_a_network_asks_for_float32():
             self.inner, self.outer = nn.Linear(4, 6), nn.Linear(6, 3)
 
         def forward(self, x):
-            return self.outer(self.inner(x).float().tanh().to(x.dtype))
+            places = torch.eye(6, dtype=torch.int64)  # as rotary embeddings have them
+            return self.outer((self.inner(x).float() @ places.float()).tanh().to(x.dtype))
 
     torch.manual_seed(0)
     module, x, y = Cast().double(), torch.randn(5, 4).double(), torch.arange(5) % 3

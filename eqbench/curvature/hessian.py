@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eqbench.curvature.convolution import NativeConvolutions
-from eqbench.curvature.objective import Objective, twice_differentiable
+from eqbench.curvature.objective import Objective
 from eqbench.errors import Failed, Unsupported, one_line, out_of_memory
 
 
@@ -102,16 +102,15 @@ class Hessian:
         def mean_loss(parameters: dict[str, Tensor]) -> Tensor:
             return objective.loss(objective.logits(x, parameters), y)
 
-        with twice_differentiable():
-            try:
-                product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (objective.named(v),))[1]
-            except RuntimeError as error:
-                raise forwardless(error) from None
+        try:
+            product = torch.func.jvp(torch.func.grad(mean_loss), (point,), (objective.named(v),))[1]
+        except RuntimeError as error:
+            raise forwardless(error) from None
         return objective.flat(product[name] for name in objective.names)
 
     def _gradient_graph(self, x: Tensor, y: Tensor) -> list[Tensor]:
         objective = self.objective
-        with NativeConvolutions(), twice_differentiable():
+        with NativeConvolutions():
             loss = objective.loss(objective.logits(x), y)
             return list(torch.autograd.grad(loss, objective.parameters, create_graph=True, materialize_grads=True))
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,19 +19,25 @@ NEGLIGIBLE = 1e-30  # the norms' eps where a symmetry is exact but for it
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (B, C), targets) -> mean over B, a scalar
 
 
-class _Wide(TorchFunctionMode):
-    """What a network computes in float32 whatever it is given (`x.float()`), float64 stays float64 in."""
+@dataclass(eq=False)
+class _Single(TorchFunctionMode):
+    """What a network asks to compute in float32 whatever it is given (`x.float()`), in its own precision."""
+
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        super().__init__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.float and args[0].dtype == torch.float64:
-            return args[0]
+        if func is Tensor.float:
+            return args[0].to(self.dtype)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
+def twice_differentiable(dtype: torch.dtype) -> Iterator[None]:
     """Fused attention kernels have no second derivative: use the plain one; and keep to the precision that is asked for."""
-    with sdpa_kernel(SDPBackend.MATH), _Wide():
+    with sdpa_kernel(SDPBackend.MATH), _Single(dtype):
         yield
 
 
@@ -134,7 +141,7 @@ class Objective:
     def logits(self, x: Tensor, theta: Tensor | dict[str, Tensor] | None = None) -> Tensor:
         """f(x; theta), differentiable; theta as a vector or by name."""
         self.module.train().eval()  # empties the attention-bias caches of LeViT and its kin, which hide a parameter
-        with twice_differentiable():
+        with twice_differentiable(self.dtype):
             if theta is None:
                 return self.module(x)
             return functional.call(self.module, self.named(theta) if isinstance(theta, Tensor) else theta, x)
@@ -208,6 +215,6 @@ class TrainingObjective(Objective):
         """f(x; theta) as in a step of training; the global random state is left as it was."""
         named = self.named(theta) if isinstance(theta, Tensor) else theta or {}
         self.module.train()
-        with twice_differentiable(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with twice_differentiable(self.dtype), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(0)
             return functional.call(self.module, named, x)
