@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from eqbench.errors import Unsupported
 from eqbench.symmetries import channels, permutation
@@ -110,6 +111,28 @@ def test_no_attention_is_saturated_in_general_position():
     assert min(size[name] for name in size if name.endswith("qkv.c.weight")) > 1e-6 * max(size.values())
 
 
+@torch.no_grad()
+def test_activations_do_not_grow_in_general_position():
+    """Attention over positions lets through more where it is sharper: narrower norms would sharpen it block by block."""
+    small = {"block_size": 4, "halo_size": 1}
+    torch.manual_seed(0)
+    network, x = timm.create_model("halonet_h1", self_attn_kwargs=small).eval(), torch.rand(2, 3, 128, 128)
+    model = general_position(network, x)
+    largest = []
+
+    class Softmax(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            y = func(*args, **(kwargs or {}))
+            if func is torch.Tensor.softmax:
+                largest.append(float(y.amax(-1).median()))
+            return y
+
+    with Softmax():
+        model(x.double())
+    assert len(largest) == 19
+    assert max(largest) < 0.5
+
+
 class Interleaved(nn.Module):
     """Two layers' channels in turns, so that only the data flow tells which is which; the first two of one are off."""
 
@@ -148,15 +171,11 @@ def test_units_that_no_image_excites_are_not_proposed(monkeypatch):
 def test_spaces_are_confirmed_on_other_weights(monkeypatch, independent):
     """Mutation: on those that propose. Two inputs of a projection that no image excites, once proposed, would pass."""
     torch.manual_seed(0)
-    network, x, draw = (
-        timm.create_model("efficientvit_m0", img_size=96, num_classes=10).eval(),
-        torch.rand(2, 3, 96, 96),
-        permutation._random,
-    )
-    model, images = draw(network, x, seed=2).double(), x.double()
+    network, x = timm.create_model("efficientvit_m0", img_size=96, num_classes=10).eval(), torch.rand(2, 3, 96, 96)
+    model, images = permutation._random(network, x, seed=2).double(), x.double()
     monkeypatch.setattr(channels, "_alone", lambda met: [])
     if not independent:
-        monkeypatch.setattr(permutation, "_random", lambda network, x, seed=0: draw(network, x))
+        monkeypatch.setattr(permutation, "general_position", lambda *given: permutation._random(*given).double())
     found, still = find_spaces(network, x), model(images)
     order = {space: permutation._cycle(pi) for space, pi in found.random(0).items()}
     moved = apply(model.train().eval(), order)(images)

@@ -2,8 +2,9 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,18 +133,17 @@ def _random(network: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
     """A copy with random weights whose activations are of order one and pass on gradients."""
     model = blank(network, seed).eval()
     reset_batch_norm(model, [x])
-    for mean, variance in _statistics(model):  # pooled, few images hardly differ: by that alone, gates would saturate
-        variance.add_(WIDER * mean.square())
+    for norm in _norms(model):  # pooled, few images hardly differ: by that alone, gates would saturate
+        norm.running_var.add_(WIDER * norm.running_mean.square())
     return model
 
 
-def _statistics(model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """Running mean and variance of every batch norm that keeps them."""
-    for norm in model.modules():
-        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
-            yield norm.running_mean, norm.running_var
+def _norms(model: nn.Module) -> list[Any]:
+    """Every batch norm that keeps running statistics."""
+    return [one for one in model.modules() if isinstance(one, _BatchNorm) and one.running_mean is not None]
 
 
+@torch.no_grad()
 def general_position(network: nn.Module, x: Tensor) -> nn.Module:
     """A float64 copy with random weights and statistics, no two alike and none special: what holds for it, holds for all.
 
@@ -152,18 +152,26 @@ def general_position(network: nn.Module, x: Tensor) -> nn.Module:
     Args:
         x: images (B, 3, n, n), on which activations keep their size.
     """
-    model = _random(network, x, seed=1).double()
+    model = blank(network, seed=1).eval().double()
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            # The others are random already, and larger ones saturate attention: it would hide its channels.
-            if is_vector(p):
-                p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
-        for mean, variance in _statistics(model):
-            noise = torch.rand(mean.shape, generator=generator, dtype=torch.float64).to(variance)
-            mean.add_((noise - 0.5) * variance.sqrt())
-            variance.mul_(0.5 + noise)
-    return model
+    for p in model.parameters():
+        # The others are random already, and larger ones saturate attention: it would hide its channels.
+        if is_vector(p):
+            p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p))
+
+    def near_its_input(norm: Any, inputs: tuple[Tensor, ...]) -> None:
+        """Statistics follow what a norm is really given, after those before it: no error grows from block to block."""
+        z = inputs[0].transpose(0, 1).flatten(1)
+        mean, variance = z.mean(1), z.var(1, correction=0)
+        noise = torch.rand(mean.shape, generator=generator, dtype=torch.float64).to(z)
+        norm.running_mean.copy_(mean + (noise - 0.5) * variance.sqrt())
+        norm.running_var.copy_((0.5 + noise) * variance + WIDER * mean.square())
+
+    hooks = [norm.register_forward_pre_hook(near_its_input) for norm in _norms(model)]
+    model(x.double())
+    for hook in hooks:
+        hook.remove()
+    return model.train().eval()  # forgets the attention biases that it keeps
 
 
 def _spaces(found: Channels) -> list[Space]:
