@@ -4,7 +4,9 @@ Only modes that agree with finite differences are used: reverse-over-forward is 
 layers (pytorch#196700), so `grad(jvp(f))` does not occur here; `jvp(grad(f))` serves as the independent second opinion.
 Nor are second derivatives batched by vmap: those of a layer norm are off by 0.2-3 % in torch 2.15 (torch.func.hessian),
 and on a CPU four in a batch take 1.05-1.24 times as long as one by one. Gradient checkpointing saves no memory: what it
-recomputes for the first derivative stays for the second. Smaller batches do save it.
+recomputes for the first derivative stays for the second. Smaller batches do save it. torch.compile refuses a double
+backward; jvp(grad) compiled takes 0.84 of a cached product (test_vit, 16 images, one CPU thread) after more than a minute of
+compilation: it would pay after a thousand products and more.
 """
 
 import math
