@@ -164,7 +164,7 @@ def test_losses_of_images_are_those_of_the_objective():
     net, x, y = small()
     for loss in (nn.functional.cross_entropy, normalised_cross_entropy):
         objective = Objective(net, [(x[:40], y[:40]), (x[40:], y[40:])], loss)
-        assert image_losses(objective).mean() == pytest.approx(objective.value(), rel=1e-6)
+        assert image_losses(objective).mean() == pytest.approx(objective.value(), rel=1e-5)  # of float32 logits
 
 
 def test_normalised_logits_do_not_see_the_temperature():
