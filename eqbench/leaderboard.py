@@ -81,7 +81,7 @@ class Board(Cells):
         text = TEXT + [name for name in FACTS if name not in ("parameters", "image_size", "seconds", "dirty")]
         types = dict.fromkeys(COLUMNS, "float64") | dict.fromkeys(text, "str") | dict.fromkeys(COUNTS, "Int64")
         types |= {"parameters": "Int64", "image_size": "Int64", "dirty": "boolean", "paired": "boolean"}
-        return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=types[name]) for name in COLUMNS})
+        return pd.DataFrame(rows).reindex(columns=COLUMNS).astype(types)
 
     @cached_property
     def rows(self) -> dict[Row, list[Cell]]:

@@ -88,7 +88,9 @@ def plot(board: Board, out_dir: Path) -> list[Path]:
                 matplotlib.rcParams["pdf.fonttype"] = (
                     3  # a TrueType subset takes half a second, and no journal wants this one
                 )
-            text, printed = svg(figure, name, title, drawing.CAPTION, titles), _pdf(figure, title, drawing.CAPTION)
+            text = svg(figure, name, title, drawing.CAPTION, titles)
+            figure.set_layout_engine("none")  # what the SVG was laid out as, the PDF is
+            printed = _pdf(figure, title, drawing.CAPTION)
         write_text(folder / f"{name}.svg", text)
         write_bytes(folder / f"{name}.pdf", printed)
         write_text(folder / f"{name}.rst", restructured(drawing.CAPTION) + "\n")

@@ -31,11 +31,12 @@ def drawn(
     models = leading(frame, board.table, MODELS)
     figure, grid = panels([list(dict.fromkeys(frame["group"]))])
     ends, highest = [reference], reference
+    by = dict(list(frame.groupby(["model", "data", "group"], sort=False)))
     for group, axes in grid.items():
         axes.axhline(reference, color="#d5d5d5", linewidth=3, zorder=1)
         for k, (model, data) in enumerate(models):
-            own = frame[(frame["model"] == model) & (frame["data"] == data) & (frame["group"] == group)]
-            if own.empty:
+            own = by.get((model, data, group))
+            if own is None:
                 continue
             colour, marker, _ = colours[model]
             before = own.dropna(subset=["init"])

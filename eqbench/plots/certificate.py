@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from eqbench.leaderboard import Board
 from eqbench.metrics.symmetries import CONTROL, FAMILIES
-from eqbench.plots.drawing import WIDTH, Titles, colours_of, legend, mark
+from eqbench.plots.drawing import WIDTH, Marks, Titles, colours_of, legend, mark
 from eqbench.results import Status
 
 CAPTION = (
@@ -32,6 +32,7 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     models = list(dict.fromkeys(model for model, *_ in found))
     figure = Figure(figsize=(WIDTH, 1.5 + 0.42 * len(shown)), layout="constrained")
     axes = figure.subplots()
+    marks = Marks(axes, "certificate")
     for model in models:
         for state, word in (("init", "untrained"), ("final", "trained")):
             own = [(seed, row) for name, seed, when, row in found if name == model and when == state]
@@ -40,19 +41,14 @@ def draw(board: Board, titles: Titles) -> Figure | None:
                 ("r2_single", "D", state == "init"),
                 ("change", "x", False),
             ):
-                marks = [(seed, row, _place(kind, row)) for seed, row in own if _place(kind, row) is not None]
-                if not marks:
-                    continue
-                gid, colour = f"certificate-{models.index(model)}-{state}-{kind}", colours[model][0]
-                rows = [shown.index(row["family"]) + _offset(models.index(model), len(models)) for _, row, _ in marks]
-                places = [min(max(float(x or 0), LEAST), MOST) for *_, x in marks]
-                size, face = 20 if shape == "o" else 14, "white" if hollow else colour
-                if shape == "x":
-                    axes.scatter(places, rows, size, marker=shape, color=colour, linewidth=0.9, gid=gid, zorder=3)
-                else:
-                    axes.scatter(places, rows, size, marker=shape, edgecolor=colour, facecolor=face, linewidth=0.9,
-                                 gid=gid, zorder=3)  # fmt: skip
-                titles[gid] = [f"{model}, {seed}, {word}: {_words(kind, row)}" for seed, row, _ in marks]
+                for seed, row in own:
+                    place = _place(kind, row)
+                    if place is None:
+                        continue
+                    y = shown.index(row["family"]) + _offset(models.index(model), len(models))
+                    marks.add(min(max(place, LEAST), MOST), y, shape, 20 if shape == "o" else 14, colours[model][0],
+                              f"{model}, {seed}, {word}: {_words(kind, row)}", hollow=hollow)  # fmt: skip
+    marks.draw(titles, linewidth=0.9)
     for name, gate in GATES.items():
         axes.axvline(gate, color="#888888", linewidth=1, linestyle="--", zorder=1)
         axes.annotate(f"gate {name}", (gate, 1), xycoords=("data", "axes fraction"), fontsize=7, color="#555555",

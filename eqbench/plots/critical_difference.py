@@ -10,7 +10,7 @@ from eqbench.columns import number
 from eqbench.leaderboard import Board
 from eqbench.meanranks import MeanRanks, mean_ranks
 from eqbench.metrics import METRICS
-from eqbench.plots.drawing import WIDTH, Colours, Titles, colours_of
+from eqbench.plots.drawing import WIDTH, Colours, Marks, Titles, colours_of
 
 CAPTION = (
     "Mean ranks of the trained networks over groups (1 is best), of those that are ranked under all of them. A thick bar joins "
@@ -68,16 +68,18 @@ def _panel(
         axes.plot(ends, [-0.6 - i] * 2, color="#222222", linewidth=3.5, solid_capstyle="round", gid=gid)
         titles[gid] = [f"not known to differ: {', '.join(run)}"]
     below = -0.6 - len(joined)
+    marks = Marks(axes, f"rank-{place}")
     for i, (model, rank) in enumerate(shown.items()):
         colour, marker, _ = colours[model]
-        y, gid = below - i, f"rank-{place}-{i}"
+        y = below - i
         axes.plot([rank, rank], [0, y], color=colour, linewidth=0.8, zorder=1)
-        axes.scatter([rank], [y], 24, marker=marker, color=colour, gid=gid, zorder=3)
-        titles[gid] = [f"{model}: mean rank {rank:.3g} of {count} over {', '.join(ranking.groups)}"]
+        title = f"{model}: mean rank {rank:.3g} of {count} over {', '.join(ranking.groups)}"
+        marks.add(rank, y, marker, 24, colour, title)
         beyond = rank > (left + right) / 2
         axes.annotate(f"{model} {rank:.3g}", (rank, y), (-7 if beyond else 7, 0), textcoords="offset points",
                       ha="right" if beyond else "left", va="center", fontsize=8,
                       bbox={"facecolor": "white", "linewidth": 0, "pad": 0.8})  # fmt: skip
+    marks.draw(titles)
     p = f"Friedman p {'< 0.001' if ranking.p < 1e-3 else '= ' + number(ranking.p)}"
     axes.plot([1, 1 + ranking.distance], [1.3, 1.3], color="#222222", linewidth=1.2, marker="|", markersize=7)
     axes.annotate(f"CD {ranking.distance:.3g}; {p}", (1, 1.55), va="bottom", fontsize=8)

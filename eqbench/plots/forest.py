@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from eqbench.metrics import Metric
-from eqbench.plots.drawing import Colours, Titles, mark
+from eqbench.plots.drawing import Colours, Marks, Titles, mark
 
 MODELS = 24  # a board of more shows the best: larger figures are not read
 LEGEND = (mark("o", "#666666", "trained"), mark("o", "#666666", "untrained", hollow=True))
@@ -25,7 +25,10 @@ def panel(
     axes: Axes, table: pd.DataFrame, metric: Metric, shown: Sequence[Row], colours: Colours, place: str, titles: Titles
 ) -> None:
     """Draw the rows of one group into `axes`: a model a line, its untrained twin below it."""
-    by = {(row["model"], row["data"]): row for row in table.to_dict("records")}
+    names = [f"{metric.name}{state}{end}" for state in ("", "_init") for end in ("", "_lo", "_hi", "_null")]
+    by = {(row["model"], row["data"]): row for row in table[["model", "data", "group", *names]].to_dict("records")}
+    marks = Marks(axes, f"mark-{place}")
+    bars: list[tuple[float, float, float, str, float]] = []  # y, ends, colour, width
     nulls: list[tuple[float, float]] = []
     for i, key in enumerate(shown):
         row, (colour, marker, _) = by.get(key), colours[key[0]]
@@ -33,21 +36,16 @@ def panel(
             name = metric.name + end
             if row is None or math.isnan(row[name]):
                 continue
-            axes.plot([row[f"{name}_lo"], row[f"{name}_hi"]], [y, y], color=colour, linewidth=1.2 if not end else 0.8)
-            gid, face = f"mark-{place}-{i}-{state}", "white" if end else colour
-            axes.scatter(
-                [row[name]],
-                [y],
-                22 if not end else 14,
-                marker=marker,
-                facecolor=face,
-                edgecolor=colour,
-                gid=gid,
-                zorder=3,
-            )
-            bounds = f" [{row[f'{name}_lo']:.3g}, {row[f'{name}_hi']:.3g}]" if not math.isnan(row[f"{name}_lo"]) else ""
-            titles[gid] = [f"{key[0]} on {key[1]}, {row['group']}, {state}: {metric.symbol} {row[name]:.3g}{bounds}"]
+            value, low, high = (row[f"{name}{side}"] for side in ("", "_lo", "_hi"))
+            bounds = f" [{low:.3g}, {high:.3g}]" if not math.isnan(low) else ""
+            title = f"{key[0]} on {key[1]}, {row['group']}, {state}: {metric.symbol} {value:.3g}{bounds}"
+            marks.add(value, y, marker, 14 if end else 22, colour, title, hollow=bool(end))
+            bars.append((y, low, high, colour, 0.8 if end else 1.2))
             nulls.append((row[f"{name}_null"], y))
+    if bars:
+        ys, lows, highs, ink, widths = zip(*bars, strict=True)
+        axes.hlines(ys, lows, highs, colors=ink, linewidths=widths)
+    marks.draw(titles)
     known = [place for place in nulls if not math.isnan(place[0])]
     axes.plot(*zip(*known, strict=True), "|", color="#999999", markersize=6, zorder=1) if known else None
     axes.set_yticks(range(len(shown)), [f"{data} / {model}" for model, data in shown], fontsize=8)

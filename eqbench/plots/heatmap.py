@@ -32,7 +32,8 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     metrics = list(rankings(board.table))
     if not metrics:
         return None
-    tables = [board.table[board.table["ranked_by"] == metric.name] for metric in metrics]
+    keys = ["data", "model", "group", "status", "unranked"]
+    tables = [board.table[[*keys, m.name]][board.table["ranked_by"] == m.name] for m in metrics]
     groups = [list(dict.fromkeys(table["group"])) for table in tables]
     rows: list[Row] = sorted({row for table in tables for row in zip(table["data"], table["model"], strict=True)})
     labels = [f"{data} / {model}" for data, model in rows]
@@ -103,7 +104,7 @@ def _boxes(
     titles: Titles,
 ) -> None:
     """One box a row of the table, with its value, hatched where the row has no rank."""
-    for row in table[["data", "model", "group", "status", "unranked", metric.name]].to_dict("records"):
+    for row in table.to_dict("records"):
         i, j = rows.index((row["data"], row["model"])), groups.index(row["group"])
         value, ranked = row[metric.name], not isinstance(row["unranked"], str) or row["unranked"] == ALONE
         face = "#ececec" if math.isnan(value) else paint(value)

@@ -39,8 +39,9 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     )
     grid = figure.subplots(len(models), len(groups), sharex=True, sharey=True, squeeze=False)
     for i, (model, data) in enumerate(models):
+        rows = frame[(frame["model"] == model) & (frame["data"] == data)]
         for j, group in enumerate(groups):
-            own = frame[(frame["model"] == model) & (frame["data"] == data) & (frame["group"] == group)]
+            own = rows[rows["group"] == group]
             _panel(grid[i, j], own, f"{model} on {data}, {group}", f"{i}-{j}", titles)
         grid[i, 0].set_title(f"{model} on {data}", fontsize=8.5)
     for j, group in enumerate(groups):

@@ -48,9 +48,9 @@ def finished(board: Board, probe: str) -> Found:
     found: Found = {}
     for state in ("final", "init"):
         known = set(found)
-        for cell, result in sorted(board.results.items()):
-            place = (board.plan.data(cell), cell.model)
-            if result.status is Status.ok and (cell.probe, cell.state) == (probe, state) and place not in known:
+        for cell in sorted(cell for cell in board.results if (cell.probe, cell.state) == (probe, state)):
+            place, result = (board.plan.data(cell), cell.model), board.results[cell]
+            if result.status is Status.ok and place not in known:
                 found.setdefault(place, []).append((cell.seed, result))
     return dict(sorted(found.items()))
 

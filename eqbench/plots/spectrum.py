@@ -1,13 +1,13 @@
 """The extreme Hessian eigenvalues of each model, untrained above trained (no torch)."""
 
 import math
-from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS
-from eqbench.plots.drawing import WIDTH, Titles, colours_of, mark
+from eqbench.plots.drawing import WIDTH, Marks, Titles, colours_of, mark
 from eqbench.results import Status
 
 CAPTION = (
@@ -22,25 +22,26 @@ def draw(board: Board, titles: Titles) -> Figure | None:
     for cell, result in board.results.items():
         if result.status is Status.ok and cell.state in ("init", "final"):
             for shape, curve in (("o", "eigenvalues"), ("v", "smallest")):
-                marks = [(cell.state, shape, cell.seed, float(value)) for value in result.curves.get(curve, [])]
-                if marks:
-                    found.setdefault((board.plan.data(cell), cell.model), []).extend(marks)
+                values = [(cell.state, shape, cell.seed, float(value)) for value in result.curves.get(curve, [])]
+                if values:
+                    found.setdefault((board.plan.data(cell), cell.model), []).extend(values)
     if not found:
         return None
     colours = colours_of(board)
     figure = Figure(figsize=(WIDTH, 1.1 + 0.6 * len(found)), layout="constrained")
     axes = figure.subplots()
-    kinds: list[Any] = []
+    kinds: list[Artist] = []
+    marks = Marks(axes, "values")
     for state, offset, word in (("init", -0.17, "untrained"), ("final", 0.17, "trained")):
         for shape, size in (("o", "largest"), ("v", "smallest")):
             kinds.append(mark(shape, "#666666", f"{size}, {word}", hollow=state == "init"))
-            for i, ((data, model), marks) in enumerate(sorted(found.items())):
-                own = [(seed, value) for *kind, seed, value in marks if kind == [state, shape]]
-                gid, colour = f"values-{i}-{state}-{size}", colours[model][0]
-                axes.scatter([value for _, value in own], [i + offset] * len(own), 24, marker=shape, edgecolor=colour,
-                             facecolor="white" if state == "init" else colour, gid=gid, zorder=3)  # fmt: skip
-                titles[gid] = [f"{model} on {data}, {seed}, {word}: λ = {value:.4g}" for seed, value in own]
-    sizes = [abs(value) for marks in found.values() for *_, value in marks if value]
+            for i, ((data, model), values) in enumerate(sorted(found.items())):
+                for *kind, seed, value in values:
+                    if kind == [state, shape]:
+                        title = f"{model} on {data}, {seed}, {word}: λ = {value:.4g}"
+                        marks.add(value, i + offset, shape, 24, colours[model][0], title, hollow=state == "init")
+    marks.draw(titles)
+    sizes = [abs(value) for values in found.values() for *_, value in values if value]
     axes.set_xscale("symlog", linthresh=10.0 ** math.floor(math.log10(min(sizes, default=1.0))))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     axes.axvline(0, color="#888888", linewidth=0.8)
