@@ -71,11 +71,12 @@ class Cells:
 
 def read_cells(plan: Plan, folder: Path) -> Cells:
     """The plan's cells that exist below `folder`; files there that the plan does not name are not looked at."""
+    gc.collect()  # what is garbage now would be kept for good
     gc.disable()  # a million objects and no cycle: looking for one takes a third of the time
     try:
         return _read_cells(plan, folder)
     finally:
-        gc.freeze()  # nor later
+        gc.freeze()  # nor does any later search walk them
         gc.enable()
 
 
@@ -93,11 +94,12 @@ def _read_cells(plan: Plan, folder: Path) -> Cells:
                 raise UserError(f"{path}: holds another cell ({result.cell}): run its probe again, and it is replaced")
         except UserError as error:
             result = Result(names(plan, cell), Status.failed, str(error), config=asked)
-        changed = [] if result.config == asked else list(_changes("", result.config, asked))
-        if changed:
-            stale[cell] = "configuration changed: " + ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
-        else:
+        if result.config == asked:
+            result.config = asked  # its parts are shared by all cells, those of the file by none
             results[cell] = result
+        else:
+            changed = list(_changes("", result.config, asked))
+            stale[cell] = "configuration changed: " + ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
     for cell, reason in _on_old_weights(results):
         stale[cell] = reason
         del results[cell]

@@ -36,7 +36,7 @@ class Status(StrEnum):
     failed = "failed"  # went wrong in a foreseen way, and says how
 
 
-@dataclass
+@dataclass(slots=True)
 class Measure:
     """A number with what it is read against. Not finite becomes None, and `reason` says why.
 
@@ -66,7 +66,7 @@ class Measure:
             self.reason = "not finite"
 
 
-@dataclass
+@dataclass(slots=True)
 class Layer:
     """What was measured of one layer.
 

@@ -5,6 +5,7 @@ import io
 import re
 import xml.etree.ElementTree as ET
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from eqbench.leaderboard import Board, load
 from eqbench.metrics import METRICS
 from eqbench.plots import (
+    DRAWINGS,
     FIGURES,
     circuits,
     coverage,
@@ -28,7 +30,7 @@ from eqbench.plots import (
     sweep,
     tradeoff,
 )
-from eqbench.plots.drawing import PALETTE, colours_of
+from eqbench.plots.drawing import PALETTE, STYLE, colours_of
 from eqbench.profiles import INDEX, leading
 from eqbench.results import Measure
 
@@ -157,6 +159,15 @@ def test_emergence_and_spectrum_count_their_marks(demo):
     assert len(titles(first["emergence"])) == 2 * both
     spectra = [cell for cell in board.results if cell.probe == "spectrum" and cell.state in ("init", "final")]
     assert len(titles(first["spectrum"])) == 6 * len(spectra)
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) - LARGER))
+def test_every_title_that_a_drawing_gives_is_on_a_mark(demo, name):
+    board, first, _ = demo
+    given: dict[str, list[str]] = {}
+    with matplotlib.rc_context(STYLE):
+        DRAWINGS[name].draw(board, given)
+    assert sorted(titles(first[name])) == sorted(said for labels in given.values() for said in labels)
 
 
 def test_layer_lines_go_through_the_cells_numbers(demo):

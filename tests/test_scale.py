@@ -1,10 +1,13 @@
 """Large suites: 11,000 and 110,000 cells are planned, 10,000 results become boards, figures and a page, with room to spare.
 
-The bounds are on processor time, because tests share their machine; `reliability` records the time on the clock, too.
+The bounds are on processor time, because tests share their machine; `reliability` records the time on the clock, too. They
+are seconds of the machine of reports/reliability.md: a slower one has as many more as a fixed piece of work takes there.
 """
 
+import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -30,13 +33,14 @@ class Done:
 
     stdout: str
     stderr: str
+    slower: float  # than the machine of the bounds, while the command ran; at least 1
     seconds: float
     cpu_seconds: float
     peak_mb: float
 
     @property
     def figures(self) -> dict[str, float]:
-        return {name: round(getattr(self, name), 1) for name in ("seconds", "cpu_seconds", "peak_mb")}
+        return {name: round(getattr(self, name), 1) for name in ("seconds", "cpu_seconds", "peak_mb", "slower")}
 
 
 def write_suite(folder: Path, models: int, seeds: int) -> None:
@@ -63,15 +67,29 @@ sys.exit(code)
 """
 
 
+FIXED_WORK = 0.225  # seconds, on the machine of the bounds
+
+
+def fixed_work() -> float:
+    """Seconds that some sorting, writing and reading of JSON takes: what the commands mostly do."""
+    start = time.process_time()
+    for k in range(40):
+        rows = [{"name": f"layer.{i}", "value": i / 7, "lo": None, "shape": [i, k]} for i in range(2000)]
+        json.loads(json.dumps(sorted(rows, key=lambda row: (-row["value"], row["name"])), sort_keys=True))
+    return time.process_time() - start
+
+
 def run(folder: Path, *command: str) -> Done:
     """Run a command to its end; its peak is that of its largest process."""
+    works = [fixed_work() for _ in range(3)]
     with open(folder / "out", "w+") as out, open(folder / "err", "w+") as err:
         start = time.perf_counter()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         launched = [sys.executable, "-c", LAUNCHER, "took", *command]
         code = subprocess.run(launched, cwd=folder, stdout=out, stderr=err, env=environment).returncode
         took = time.perf_counter() - start, *map(float, (folder / "took").read_text().split())
-        done = Done(*(stream.seek(0) or stream.read() for stream in (out, err)), *took)
+        slower = max(1.0, statistics.mean([*works, *(fixed_work() for _ in range(3))]) / FIXED_WORK)
+        done = Done(*(stream.seek(0) or stream.read() for stream in (out, err)), slower, *took)
     assert code == 0, done.stderr[-2000:]
     return done
 
@@ -88,7 +106,7 @@ def test_a_plan_of_many_cells(tmp_path, reliability, models, seeds, pack, bound)
     count = models * seeds * 2 * 25
     done = run(tmp_path, *SNAKEMAKE, "--dry-run", "--quiet", "all", "--config", "suite=large", f"overrides=[suite.large.pack={pack}]")  # fmt: skip
     reliability(f"plan {count:,} cells, pack: {pack}", **done.figures)
-    assert done.cpu_seconds < bound
+    assert done.cpu_seconds < bound * done.slower
     assert done.peak_mb < 3000
 
 
@@ -128,7 +146,7 @@ def deepen(cell: Cell, result: Result) -> Result:
 def test_ten_thousand_results(measured, reliability, verb):
     done = eqbench(measured, verb)
     reliability(f"{verb} of 10,000 results", **done.figures)
-    assert done.cpu_seconds < 60
+    assert done.cpu_seconds < 60 * done.slower
     assert done.peak_mb < 1000
     if verb == "status":
         assert "of 10400 cells done (96 %)" in done.stdout

@@ -73,9 +73,11 @@ def _short(path: str, digits: int) -> str:
 
 
 def _entitle(group: ElementTree.Element, labels: Sequence[str]) -> None:
-    """Give the marks of a group their titles: one for the group, or one for each <use> in it."""
-    places = [group] if len(labels) == 1 else group.iter(SVG + "use")
-    for place, label in zip(list(places) if labels else [], labels, strict=False):
+    """Give the marks of a group their titles: one for the group, or one for each <use> (<path>, where they are few) in it."""
+    if not labels:
+        return
+    places = [group] if len(labels) == 1 else list(group.iter(SVG + "use")) or list(group.iter(SVG + "path"))
+    for place, label in zip(places, labels, strict=False):
         title = ElementTree.Element(SVG + "title")
         title.text = label
         place.insert(0, title)
