@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from eqbench.leaderboard import Board
 from eqbench.metrics import METRICS
-from eqbench.plots.drawing import WIDTH, Titles, colours_of, mark
+from eqbench.plots.drawing import WIDTH, Marks, Titles, colours_of, mark
 from eqbench.results import Result, Status
 
 CAPTION = (
@@ -64,7 +64,7 @@ def _places(found: Found) -> Iterator[tuple[float, str, str, Result]]:
 
 def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: Titles) -> None:
     metric = METRICS[f"{kind}_sharpness"]
-    marks: dict[str, list[tuple[float, float, str, str]]] = {"before": [], "after": []}
+    marks = Marks(axes, kind)
     for y, model, said, result in _places(found):
         after, ratio = result.metrics[metric.name].value, result.metrics[f"{kind}_gauge_ratio"].value
         if after is None or after <= 0:  # no place on a logarithmic axis
@@ -72,13 +72,13 @@ def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: 
         values = {"after": after} | ({"before": after * ratio} if ratio is not None and ratio > 0 else {})
         for name, value in values.items():
             said_of = f"{said}, {name} balancing: {metric.symbol} = {value:.3g} nat"
-            marks[name].append((value, y, colours[model], said_of))
+            marks.add(value, y, "o", 20, colours[model], said_of, hollow=name == "before")
         axes.hlines([y], min(values.values()), max(values.values()), colors=colours[model], linewidths=0.8, alpha=0.6)
-    for name, own in marks.items():
-        _scatter(axes, own, f"{kind}-{name}", titles, hollow=name == "before")
+    marks.draw(titles)
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 20 * low else (1.0, 3.0), numticks=5))
+    places = LogLocator(subs=(1.0,) if high > 20 * low else (1.0, 3.0), numticks=5)
+    axes.xaxis.set_major_locator(places if high > 4 * low else MaxNLocator(3))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(KINDS[kind], fontsize=8)
@@ -88,32 +88,15 @@ def _kind(axes: Axes, found: Found, kind: str, colours: dict[str, str], titles: 
 
 def _kinks(axes: Axes, found: Found, colours: dict[str, str], titles: Titles) -> None:
     axes.axvline(1, color="#bbbbbb", linewidth=2.5, zorder=1)
+    marks = Marks(axes, "kinks")
     for name, shape in zip(STEPS, SHAPES, strict=True):
-        marks = [
-            (value, y, colours[model], f"{said}: kink ratio at {STEPS[name]} = {value:.4g}")
-            for y, model, said, result in _places(found)
-            if (value := result.metrics[name].value) is not None
-        ]
-        _scatter(axes, marks, name, titles, marker=shape)
+        for y, model, said, result in _places(found):
+            value = result.metrics[name].value
+            if value is not None:
+                marks.add(value, y, shape, 20, colours[model], f"{said}: kink ratio at {STEPS[name]} = {value:.4g}")
+    marks.draw(titles)
     axes.set_title("kink ratio", fontsize=8)
     axes.set_xlabel("bend / vᵀHv", fontsize=8)
-
-
-def _scatter(
-    axes: Axes,
-    marks: list[tuple[float, float, str, str]],
-    gid: str,
-    titles: Titles,
-    *,
-    marker: str = "o",
-    hollow: bool = False,
-) -> None:
-    """Marks (x, y, colour, title)."""
-    if marks:
-        x, y, colours, said = zip(*marks, strict=True)
-        faces = "white" if hollow else colours
-        axes.scatter(x, y, 20, marker=marker, edgecolor=colours, facecolor=faces, gid=gid, zorder=3)
-        titles[gid] = said
 
 
 def _step_marks() -> list[object]:
