@@ -71,13 +71,13 @@ class Cells:
 
 def read_cells(plan: Plan, folder: Path) -> Cells:
     """The plan's cells that exist below `folder`; files there that the plan does not name are not looked at."""
-    gc.collect()  # what is garbage now would be kept for good
+    collecting = gc.isenabled()
     gc.disable()  # a million objects and no cycle: looking for one takes a third of the time
     try:
         return _read_cells(plan, folder)
     finally:
-        gc.freeze()  # nor does any later search walk them
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def _read_cells(plan: Plan, folder: Path) -> Cells:
